@@ -1,1 +1,1 @@
-"""The columns of a corpus: detecting what each holds, and mapping rows to prompts and responses."""
+"""The columns of a corpus: detecting their roles, and mapping rows to prompts and responses."""

@@ -1,18 +1,18 @@
 """Detection of the columns that hold prompt and responses, from their names and the kinds of the first rows' values.
 
-Pure. Where several readings fit, the first in this order wins; the order never changes, so that a corpus keeps its scores:
+Pure. If several readings fit, the first in this order wins; the order never changes, so that a corpus keeps its scores:
 
-1. `messages`: a column of whole conversations. Columns beside it that hold parts of them (Magpie's `instruction` and
+1. `messages`: a column of whole conversations. Other columns with parts of the conversations (Magpie's `instruction` and
    `response`) are not needed. Conversations that never end with the assistant are prompts instead.
 2. `responses_list`: a prompt and a list of responses.
 3. `alpaca`: `instruction`, `input` and `output`; Dolly's `instruction`, `context` and `response`.
 4. `prompt_response`: a prompt and one response.
-5. `responses_list` from columns whose names say "one" and whose values are lists: `output: [...]`, an API's `choices`.
-6. `hh`: whole transcripts, "Human: ... Assistant: ...". In 2, 4 and 5, too, where most prompts are open transcripts.
+5. `responses_list` from columns with singular names and lists as values, such as `output: [...]`, and from an API's `choices`.
+6. `hh`: whole transcripts, "Human: ... Assistant: ...". It also replaces 2, 4 and 5 if most prompts are open transcripts.
 
-For each role the usual names come before rarer ones (`layouts.ROLES`). Two columns that could have the same role and differ in
-any of the first rows raise `AmbiguousError`, since picking one would be a guess. So does a list of responses beside a response
-that is not in it, or beside whole conversations and a prompt.
+For each role, usual names have priority over rarer ones (`layouts.ROLES`). If two columns could have the same role and differ in
+any of the first rows, `AmbiguousError` is raised, since any choice would be a guess. It is also raised for a list of responses
+beside a response that is not in it, or beside whole conversations and a prompt.
 
 >>> detect(["prompt", "answer"], format="auto", columns=Columns(), where="a.jsonl").mapping.response
 'answer'
@@ -52,7 +52,7 @@ class UnreadColumn(NamedTuple):
     """A column with text that may belong to the prompt but is not read."""
 
     column: str
-    setting: str | None  # that would append it to the prompt; None where the layout has no place for it
+    setting: str | None  # the one that appends it to the prompt; None if the layout has no place for it
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Detection:
     # column appended to the prompt although neither the configuration nor the name `input` asks for it
     appended: str | None = None
     prompt_notes: tuple[str, ...] = ()  # on prompts that are transcripts, or that responses repeat
-    response: ResponseChoice | None = None  # where the last turn and all that follows the last user turn differ
-    message_keys: tuple[str, ...] = ()  # of messages, that are not read
+    response: ResponseChoice | None = None  # None if the last turn is all that follows the last user turn
+    message_keys: tuple[str, ...] = ()  # keys of messages that are not read
 
     @property
     def notes(self) -> list[str]:
-        """Notes for the user: columns that hold text and are not read, and a column that is appended to the prompt."""
+        """Notes for the user on unread columns and message keys, an appended column, the choice of the response, and prompts."""
         notes = [
             f"the column {name} holds text and is not read"
             + (f"; to put it into the prompt: {setting}" if setting else "")
@@ -89,7 +89,7 @@ class Detection:
 
 
 class UndetectedError(InputError):
-    """No reading fits; `why` is the message without the list of columns: cause and remedy."""
+    """No reading fits; `why` is the cause and the remedy, that is, the message without the list of columns."""
 
     def __init__(self, message: str, why: str) -> None:
         super().__init__(message)
@@ -97,7 +97,7 @@ class UndetectedError(InputError):
 
 
 class AmbiguousError(InputError):
-    """Several readings fit equally well; `readings` are these, each with the setting that selects it."""
+    """Several readings fit equally well; they are in `readings`, each with the setting that selects it."""
 
     def __init__(self, message: str, readings: Sequence[Reading]) -> None:
         super().__init__(message)
@@ -117,10 +117,10 @@ def detect(
     response: str | None = None,
     repeated_prompt: str | None = None,
 ) -> Detection:
-    """Detect the layout of a file with columns `names` that begins with `rows`; what the other settings say wins.
+    """Detect the layout of a file with columns `names` that begins with `rows`; the other arguments, which are settings, win.
 
-    `where` names the file in errors. Raises `InputError` where a named column is missing, `UndetectedError` where no reading
-    fits, and `AmbiguousError` where several do, with the `input.columns` to write.
+    `where` names the file in errors. Raises `InputError` if a named column is missing, `UndetectedError` if no reading fits,
+    and `AmbiguousError` if several do, with the `input.columns` to write.
     """
     table = FirstRows(names, rows)
     user_columns = {key: value for key, value in columns.model_dump().items() if value is not None}
@@ -167,9 +167,8 @@ def detect(
 
 
 def _paths(table: FirstRows, named: Sequence[tuple[str, str]], *, where: str) -> tuple[str, ...]:
-    """Return the names in settings (setting, name) that are fields of records; those of responses are part of the layout.
-
-    Raises `InputError` where there is neither a column nor a field of this name.
+    """Return the names in settings (setting, name) that are fields of records, except fields of responses, which belong to the
+    layout. Raises `InputError` if a name is neither a column nor a field.
     """
     paths = []
     for setting, name in named:
@@ -186,7 +185,7 @@ def _paths(table: FirstRows, named: Sequence[tuple[str, str]], *, where: str) ->
 
 
 def _refuse_no_rewards(table: FirstRows, mapping: RowMapping, where: str) -> None:
-    """Raise `InputError` where the first rows have values in the column of rewards, and none is a number."""
+    """Raise `InputError` if the first rows have values in the column of rewards, but no numbers."""
     values = [] if mapping.reward is None else [row.get(mapping.reward) for row in table.rows]
     flat = [item for value in values for item in (value if isinstance(value, list) else [value]) if item is not None]
     if flat and not any(isinstance(item, int | float | Decimal) and not isinstance(item, bool) for item in flat):
@@ -220,7 +219,7 @@ def _mapping(
 
 
 def refuse_missing_field(table: FirstRows, setting: str, name: str, where: str) -> None:
-    """Raise `InputError` where the first rows have records in a column, and none of these has the field that is named."""
+    """Raise `InputError` if the first rows have records in the column of a field, but none of them has this field."""
     column, _, field = name.partition(".")
     keys = table.keys(column)
     if keys and field not in keys and not any(_has_value(value_at(row, name)) for row in table.rows):
@@ -235,7 +234,7 @@ def _has_value(value: object) -> bool:
 
 
 def _field(table: FirstRows, reading: Reading, role: str, where: str) -> str | None:
-    """The field with text, where responses are records. Raises `AmbiguousError` where none or several have text."""
+    """The field with text, if responses are records. Raises `AmbiguousError` if no field or several have text."""
     name = reading.columns[role]
     if table.kinds[name] not in (("records", "messages") if role == "responses" else ("record",)):
         return None
@@ -254,7 +253,7 @@ def _field(table: FirstRows, reading: Reading, role: str, where: str) -> str | N
 def _refuse_rivals(
     table: FirstRows, chosen: Reading, readings: Sequence[Reading], user_columns: Mapping[str, str], *, where: str
 ) -> None:
-    """Raise `AmbiguousError` where only the order of names decides between the chosen reading and another one."""
+    """Raise `AmbiguousError` if only the order of names decides between the chosen reading and another one."""
     rivals: list[Reading] = []
     for role, name in chosen.columns.items():
         fixed = role in user_columns or role == "input" or (chosen.format == "alpaca" and role == "prompt")
@@ -284,7 +283,7 @@ def _contradicts(table: FirstRows, chosen: Reading, other: Reading) -> bool:
 
 
 def _transcript_note(table: FirstRows, chosen: Reading, format: str) -> str | None:
-    """A note where detection took prompts for transcripts, or where some are and are read as plain text."""
+    """A note if prompts were detected as transcripts, or if some are transcripts but are read as plain text."""
     prompt = chosen.columns.get("prompt")
     count = 0 if prompt is None else table.transcripts_in(prompt)
     if not count:
@@ -302,7 +301,7 @@ def _transcript_note(table: FirstRows, chosen: Reading, format: str) -> str | No
 
 
 def _choose_cut(table: FirstRows, mapping: RowMapping, setting: str | None) -> tuple[bool, str | None]:
-    """Return whether prompts that responses repeat are taken off, and the note where the first rows decide."""
+    """Return whether to remove prompts that responses repeat, and a note if the first rows decide."""
     if setting == "cut" and mapping.messages is not None:
         return (
             False,
@@ -329,7 +328,7 @@ def _unread_keys(table: FirstRows, mapping: RowMapping) -> tuple[str, ...]:
 
 
 def _unread_columns(table: FirstRows, chosen: Reading, mapping: RowMapping) -> tuple[UnreadColumn, ...]:
-    """Columns that hold text in the first rows and may belong to the prompt, but are not read."""
+    """Columns with text in the first rows that may belong to the prompt, but are not read."""
     unread = []
     for name in _MAYBE_IN_PROMPT:
         has_text = name in table.names and (table.texts_in(name) or table.kinds[name] in _LISTED)

@@ -1,4 +1,4 @@
-"""The readings of a corpus that its columns allow, in the order of `detection`. Pure."""
+"""The possible readings of a corpus by its columns, in the order of `detection`. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WANTED = {
 
 
 class _Names(NamedTuple):
-    """Names of columns that may have a role, and the kinds of values that a column of that role has."""
+    """Names of columns that may have a role, and the possible kinds of their values."""
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
@@ -53,12 +53,12 @@ ROLES: Mapping[str, tuple[_Names, ...]] = {
         _Names(("choices", "generated_text", "generation"), ("texts", "records"), certain=True),
     ),
 }
-"""The columns that may have a role: usual names, then rarer ones, which count where no usual one is present. `listed` are lists
-of responses in a column whose name is in the singular."""
+"""The columns that may have a role: usual names, then rarer ones, which count only if no usual one is present. `listed` means a
+list of responses in a column with a singular name."""
 
 
 class Reading(NamedTuple):
-    """One way to read a corpus: the columns that `input.columns` would name, and the reason for it."""
+    """One way to read a corpus: the columns that `input.columns` would name, and the reason."""
 
     format: str
     columns: Mapping[str, str]
@@ -74,7 +74,7 @@ class Reading(NamedTuple):
 
 
 def column_of(name: str, names: Sequence[str]) -> str:
-    """The column that a setting names: `outputs` for `outputs.text`, unless a column has that whole name."""
+    """The column that a setting names: `outputs` for `outputs.text`, unless a column has the full name."""
     head, dot, field = name.partition(".")
     return head if name not in names and dot and field and head in names else name
 
@@ -85,7 +85,7 @@ def join_settings(readings: Sequence[Reading]) -> str:
 
 
 def roles_of_layout(user_columns: Mapping[str, str]) -> set[str]:
-    """The roles assigned by the user that decide between readings; a system prompt, tools or a source go with any reading."""
+    """The roles assigned by the user that decide between readings; a system prompt, tools or a source fit any reading."""
     return user_columns.keys() - {"system", "source", "tools"}
 
 
@@ -130,7 +130,7 @@ def _messages(table: FirstRows, format: str, user_columns: Mapping[str, str]) ->
 
 
 def _open_messages(table: FirstRows, messages: str, user_columns: Mapping[str, str]) -> Reading | None:
-    """The reading of conversations that end with the user's turn, with a column that holds what follows."""
+    """The reading of conversations that end with the user's turn, with a column of responses."""
     for format, role, key in (
         ("responses_list", "responses", "responses"),
         ("prompt_response", "response", "response"),
@@ -200,7 +200,7 @@ def _transcripts(table: FirstRows, format: str, user_columns: Mapping[str, str])
 def _prompt_and(
     table: FirstRows, format: str, user_columns: Mapping[str, str], layout: str, role: str
 ) -> Reading | None:
-    """The reading of a prompt and what has `role`; `hh` where most prompts are transcripts, or `format` says that they are."""
+    """The reading of a prompt and the column with `role`; `hh` if most prompts are transcripts, or if `format` is `hh`."""
     answers = columns_for_role(role, table, user_columns)
     prompts = [name for name in columns_for_role("prompt", table, user_columns) if name not in answers]
     if not prompts or not answers:

@@ -1,4 +1,4 @@
-"""Detection of preferences that are read as a corpus: the format of the first rows, as `bestkept train` detects it."""
+"""Detection of preferences that are read as a corpus. Their format is detected as in `bestkept train`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def as_preferences(
     where: str,
     repeated_prompt: str | None,
 ) -> tuple[RowMapping, Reading]:
-    """Return `base` as a mapping of rows of preferences, which reads all columns that the first rows have; and the reading.
+    """Return `base` as a mapping for rows of preferences, which reads all columns of the first rows, and the reading.
 
-    Raises `InputError` where their format is unknown, or a row has one response.
+    Raises `InputError` if their format is unknown, or a row has only one response.
     """
     from rm.preferences import PreferenceError, ReadSettings, settle_ranking
 

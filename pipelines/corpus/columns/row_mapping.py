@@ -1,6 +1,6 @@
-"""The mapping of columns to prompt and responses, and parsing a row by it. `detection` finds the mapping.
+"""The mapping of columns to prompt and responses, and the parsing of rows. `detection` finds the mapping.
 
-Pure. An unusable row becomes reasons, never an exception, so that it does not stop its neighbours.
+Pure. An unusable row yields reasons, never an exception, so that its neighbours are not affected.
 
 >>> mapping = RowMapping("responses_list", prompt="q", responses="answers")
 >>> parse_row({"q": "2+2?", "answers": ["4", None]}, mapping)
@@ -51,16 +51,16 @@ class RowMapping:
     source: str | None = None
     carry: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()
-    reward: str | None = None  # the column of rewards that the corpus carries itself
+    reward: str | None = None  # the corpus's own column of rewards
     field: str | None = None  # of a response that is a record: `text`, or `message` of an API's choices
     tools: str | None = None  # the tools that a conversation may call
     after_last_user: bool = False  # the response is all that follows the last user turn
-    cut_prompt: bool = False  # a prompt that a response repeats at the front is taken off
+    cut_prompt: bool = False  # a prompt at the beginning of a response is removed
     paths: tuple[
         str, ...
-    ] = ()  # names among these that are no column: fields of records, such as `completions.overall_score`
+    ] = ()  # the names above that are not columns but fields of records, such as `completions.overall_score`
     preferences: str | None = None  # how rows of preferences are read, see `rm.preferences.ranked`
-    reads: tuple[str, ...] = ()  # the columns of such rows
+    reads: tuple[str, ...] = ()  # the columns of rows of preferences
 
     def columns(self) -> list[str]:
         """The input columns that scoring reads."""
@@ -79,7 +79,7 @@ class RowMapping:
         return list(dict.fromkeys(self.column_of(name) for name in used))
 
     def optional(self) -> frozenset[str]:
-        """The input columns that a file may lack: columns of preferences that neither their format nor a setting needs."""
+        """The input columns that a file may lack: columns of preferences that neither the format nor a setting needs."""
         if self.preferences is None:
             return frozenset()
         from rm.preferences import needed_columns
@@ -93,18 +93,18 @@ class RowMapping:
         return [name for name in self.columns() if name not in optional]
 
     def column_of(self, name: str) -> str:
-        """The input column that a name is read from."""
+        """The input column from which a name is read."""
         return name.partition(".")[0] if name in self.paths else name
 
     def with_paths(self, row: RowValues) -> RowValues:
-        """A row with the values at `paths` beside its columns."""
+        """The row with the values at `paths` added."""
         return {**row, **{path: value_at(row, path) for path in self.paths}} if self.paths else row
 
     def to_json(self) -> dict[str, Any]:
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         for name in ("reward", "field", "tools", "after_last_user", "cut_prompt", "paths", "preferences", "reads"):
             if not fields[name]:
-                del fields[name]  # they are part of a fingerprint, and there were none before
+                del fields[name]  # fingerprints must stay as they were before these fields existed
         return fields
 
     @classmethod
@@ -114,7 +114,7 @@ class RowMapping:
 
 
 def value_at(value: Any, path: str) -> Any:
-    """The value at a path of keys joined by dots; of a list of records, the list of their values. None where it is not there."""
+    """The value at a path of keys joined by dots; for a list of records, the list of their values. None if it is missing."""
     if isinstance(value, list):
         return [value_at(item, path) for item in value]
     if not isinstance(value, Mapping):
@@ -126,15 +126,15 @@ def value_at(value: Any, path: str) -> Any:
 class ParsedRow(NamedTuple):
     """A row as the rest of the pipeline sees it: a prompt and its responses, or the reasons why they are unusable.
 
-    `responses[k]` is None exactly where `reasons[k]` is set. A row without a usable prompt has `prompt` None and one reason for
+    `responses[k]` is None if and only if `reasons[k]` is set. A row without a usable prompt has `prompt` None and one reason for
     each response that it would have had (at least one), so that every row is counted.
     """
 
     prompt: Conversation | None
     responses: list[str | None]
     reasons: list[str | None]
-    cut: int = 0  # responses off which a repeated prompt was taken
-    order: tuple[int, ...] | None = None  # the number in the row of each response, where these are in another order
+    cut: int = 0  # number of responses from which a repeated prompt was removed
+    order: tuple[int, ...] | None = None  # each response's number in the row, if the order differs
 
     @classmethod
     def rejected(cls, reason: str, *, responses: int = 1) -> ParsedRow:
@@ -143,7 +143,7 @@ class ParsedRow(NamedTuple):
 
 
 def parse_row(row: RowValues | str, mapping: RowMapping) -> ParsedRow:
-    """Parse a row (column → value), or reject one that could not be read and is the reason. Raises for no value of a row."""
+    """Parse a row (column → value); for a row that could not be read, `row` is the reason. No value of a row raises."""
     if isinstance(row, str):
         return ParsedRow.rejected(row)
     row = mapping.with_paths(row)
@@ -173,7 +173,7 @@ def parse_row(row: RowValues | str, mapping: RowMapping) -> ParsedRow:
 
 
 def _parse_preference(row: RowValues, settled: str) -> ParsedRow:
-    """A row of preferences, its responses from the best to the worst by its own judgement; unusable ones count as two."""
+    """A row of preferences, with responses from best to worst by the row's judgement; an unusable row counts two responses."""
     from rm.preferences import read_ranked
 
     try:
@@ -187,7 +187,7 @@ def _parse_preference(row: RowValues, settled: str) -> ParsedRow:
 def rewards_of(
     row: RowValues, mapping: RowMapping, count: int, order: Sequence[int] | None = None
 ) -> list[float | None]:
-    """The rewards that a row with `count` responses carries itself; None where it holds no finite number. `order` is that of
+    """The rewards in the row's column for its `count` responses; None for each without a finite number. `order` is that of
     `ParsedRow`."""
     value = mapping.with_paths(row).get(mapping.reward or "")
     values = value if isinstance(value, list) else [value]
@@ -216,7 +216,7 @@ def _responses(row: RowValues, mapping: RowMapping) -> Sequence[Any]:
 
 
 def _inner(value: Any, field: str | None) -> Any:
-    """The value that `from_response` reads: taken out of a record, and a single message as a list of one."""
+    """The value that `from_response` reads: the field of a record, and a list of one for a single message."""
     if field is not None and isinstance(value, Mapping):
         value = value_at(value, field)
     return [value] if isinstance(value, Mapping) and ("role" in value or "from" in value) else value
@@ -244,7 +244,7 @@ def _prompt(row: RowValues, mapping: RowMapping) -> Conversation:
 
 
 def _tools(row: RowValues, mapping: RowMapping) -> object:
-    """The tools of a row. Raises `UnusableError` where it has some and the first rows had none, so that they are not read."""
+    """The tools of a row. Raises `UnusableError` if the row has tools but the first rows had none, so they are not read."""
     value = row.get(mapping.tools or TOOLS)
     if mapping.tools is not None:
         return value

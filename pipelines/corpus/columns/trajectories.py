@@ -1,4 +1,4 @@
-"""The response of a conversation: its last turn, or all that follows the last user turn, by the first rows of a corpus. Pure."""
+"""The choice of a conversation's response from the first rows: the last turn, or all that follows the last user turn. Pure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class ResponseChoice(NamedTuple):
 
     taken: str
     why: str
-    doubtful: bool = False  # the other choice is plausible, too
+    doubtful: bool = False  # the other choice is also plausible
 
     @property
     def note(self) -> str | None:
-        """The question to the user, where both are plausible."""
+        """The question to the user, if both choices are plausible."""
         if not self.doubtful:
             return None
         return (
@@ -32,7 +32,7 @@ class ResponseChoice(NamedTuple):
 
 
 def choose_response(table: FirstRows, mapping: RowMapping, setting: str | None) -> ResponseChoice | None:
-    """Return the choice for a corpus with these first rows; None where both are the same, as for plain text."""
+    """Return the choice for a corpus with these first rows; None if both choices are equal, as for plain text."""
     if mapping.format == "hh":
         return None
     if mapping.messages is None:
@@ -67,7 +67,7 @@ def choose_response(table: FirstRows, mapping: RowMapping, setting: str | None) 
 
 
 def _split(turns: Conversation) -> tuple[Conversation, str] | None:
-    """The prompt and the trajectory of a conversation that calls tools after the last user turn; None for any other."""
+    """The prompt and the trajectory of a conversation that calls tools after the last user turn; None for others."""
     try:
         prompt, response = split_after_last_user(turns)
     except UnusableError:
@@ -78,7 +78,7 @@ def _split(turns: Conversation) -> tuple[Conversation, str] | None:
 
 
 def _is_several(value: object) -> bool:
-    """Return whether a response is a list of several messages, the prompt that it may repeat left out."""
+    """Return whether a response is a list of several messages, not counting a prompt that it repeats."""
     turns = conversation(value)
     if not turns:
         return False

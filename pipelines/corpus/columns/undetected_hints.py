@@ -1,4 +1,4 @@
-"""Reasons why no reading fits a corpus, with remedies: the end of an error message. Row text is never part of it."""
+"""Reasons why no reading fits a corpus, with remedies, for the end of an error message. They never contain row text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PREFERENCE_COLUMNS = {"chosen", "rejected"}
 
 
 def hint(table: FirstRows, wanted: str, user_columns: Mapping[str, str]) -> str:
-    """The first reason that applies to a table that no reading fits, and its remedy, with the punctuation before them."""
+    """The first reason that applies to the table, and its remedy, with leading punctuation."""
     checks = (
         _tree,
         _preferences,

@@ -1,6 +1,6 @@
-"""Kinds of the values in a column, by the first rows of a file: text, a conversation, a list of texts, records.
+"""Kinds of the values in a column, from the first rows of a file: text, a conversation, a list of texts, records.
 
-Pure. A column's name suggests its role, and the kind of its values confirms it: a column `response` may hold numbers.
+Pure. A column's name suggests its role, and the kind of its values must confirm it: a column `response` may contain numbers.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ RowValues = Mapping[str, Any]
 """One row as it is in its file: column → value."""
 
 FIELDS = ("text", "response", "content", "completion", "output", "generation", "generated_text", "answer", "message")
-"""Fields of a record that may hold a response; `message` holds an object with role and content (APIs' `choices`)."""
+"""Fields of a record that may contain a response; `message` is an object with role and content (in APIs' `choices`)."""
 
 
 def kind_of_value(value: object) -> str | None:
-    """`text`, `number`, `boolean`, `message`, `record`, `texts`, `messages`, `records`, `lists` or `other`; None for null, an
-    empty list and a list of these."""
+    """Return `text`, `number`, `boolean`, `message`, `record`, `texts`, `messages`, `records`, `lists` or `other`; None for
+    null, an empty list and a list of these."""
     if value is None or (isinstance(value, list) and not value):
         return None
     if isinstance(value, str):
@@ -53,7 +53,7 @@ def kind_of_value(value: object) -> str | None:
 
 
 class FirstRows:
-    """The columns of a file and its first rows, the material of detection."""
+    """The columns and the first rows of a file, from which its layout is detected."""
 
     def __init__(self, names: Sequence[str], rows: Sequence[RowValues] = ()) -> None:
         self.names = list(names)
@@ -61,7 +61,7 @@ class FirstRows:
 
     @cached_property
     def kinds(self) -> dict[str, str | None]:
-        """The most frequent kind of each column's values, the first of several such; None without values."""
+        """The most frequent kind of each column's values, the first one in a tie; None without values."""
         kinds: dict[str, str | None] = {}
         for name in self.names:
             counts = Counter(kind for row in self.rows if (kind := kind_of_value(row.get(name))) is not None)
@@ -69,7 +69,7 @@ class FirstRows:
         return kinds
 
     def texts_in(self, name: str) -> int:
-        """The number of rows whose value in this column is text that is not blank."""
+        """The number of rows with non-blank text in this column."""
         return sum(isinstance(value := row.get(name), str) and bool(value.strip()) for row in self.rows)
 
     def same(self, one: str, other: str) -> bool:
@@ -77,17 +77,17 @@ class FirstRows:
         return bool(self.rows) and all(canonical(row.get(one)) == canonical(row.get(other)) for row in self.rows)
 
     def ends_with_assistant(self, name: str) -> bool:
-        """Return whether any conversation in this column ends with the assistant's turn; True without rows."""
+        """Return whether any conversation in this column ends with the assistant's turn; True without conversations."""
         conversations = [turns for row in self.rows if (turns := conversation(row.get(name))) is not None]
         return not conversations or any(turns[-1][0] == "assistant" for turns in conversations if turns)
 
     def is_transcript(self, name: str) -> bool:
-        """Return whether there are texts in this column, and all begin like HH-RLHF's transcripts."""
+        """Return whether this column has texts, and all of them begin like HH-RLHF's transcripts."""
         values = [value for row in self.rows if isinstance(value := row.get(name), str) and value.strip()]
         return bool(values) and all(map(_is_hh, values))
 
     def transcripts_in(self, name: str) -> int:
-        """The number of rows whose value in this column is a transcript that ends with the user's turn."""
+        """The number of rows with a transcript in this column that ends with the user's turn."""
         turns = [open_turns(value) for row in self.rows if isinstance(value := row.get(name), str)]
         return sum(messages is not None and messages[-1]["role"] == "user" for messages in turns)
 
@@ -96,13 +96,13 @@ class FirstRows:
         return any(isinstance(value := row.get(name), str) and messages_in_json(value) for row in self.rows)
 
     def unread_keys(self, name: str) -> list[str]:
-        """The keys that messages in this column have beside those that a conversation carries, sorted."""
+        """The keys of messages in this column that are not part of a conversation, sorted."""
         messages = [value for row in self.rows for value in _messages_in(row.get(name))]
         keys = {str(key) for message in messages for key, value in message.items() if value is not None}
         return sorted(keys - {"role", "content", "from", "value", *MESSAGE_KEYS})
 
     def may_hold_tools(self, name: str) -> bool:
-        """Return whether a column holds tools, lists of objects or these as JSON, or nothing in the first rows."""
+        """Return whether a column contains tools (lists of objects, or such lists as JSON) or is empty in the first rows."""
         if name not in self.names or self.kinds[name] not in (None, "text", "records", "texts"):
             return False
         values = [value for row in self.rows if (value := row.get(name)) not in (None, "", [])]
@@ -114,19 +114,19 @@ class FirstRows:
         return list(dict.fromkeys(str(key) for record in records for key in record))
 
     def fields(self, name: str) -> list[str]:
-        """The `FIELDS` that hold text (or messages) in the records of this column, in that order."""
+        """The `FIELDS` with text (or messages) in the records of this column, in that order."""
         records = [record for row in self.rows for record in _records(row.get(name))]
         return [field for field in FIELDS if any(_holds(record.get(field)) for record in records)]
 
 
 def canonical(value: object) -> object:
-    """A conversation in its canonical form, any other value unchanged."""
+    """The canonical form of a conversation; any other value is unchanged."""
     turns = conversation(value)
     return value if turns is None else turns
 
 
 def conversation(value: object) -> Conversation | None:
-    """The turns of a list of messages; None for any other or an unusable value."""
+    """The turns of a list of messages; None for any other value, or an unusable one."""
     try:
         return from_messages(value)
     except UnusableError:
