@@ -1,1 +1,1 @@
-"""The execution of a job, whatever it does: Beam's options, running to the end, progress, counters and log lines."""
+"""The execution of a job of any kind: Beam's options, running to the end, progress, counters and log lines."""

@@ -1,8 +1,8 @@
-"""GPUs of Dataflow's workers: which machine types have them, what torch's wheels run on, and which types of numbers they have.
+"""GPUs of Dataflow's workers: the machine types that have them, their support by torch's wheels, and their number types.
 
-Tables of what is known; a GPU or a machine type that is not in them is left to the service. Pure; no Beam. Sources: Compute
-Engine's pages on GPU machine types, Dataflow's on GPUs, and torch's matrix of CUDA versions and compute capabilities
-(pytorch/pytorch, RELEASE.md and the issue 172352).
+A GPU or a machine type that is not in these tables is not checked. Pure; no Beam. Sources: Compute Engine's pages on GPU machine
+types, Dataflow's on GPUs, and torch's matrix of CUDA versions and compute capabilities (pytorch/pytorch, RELEASE.md and
+issue 172352).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 DRIVER = "install-nvidia-driver:latest"
-"""The part that has a driver installed. torch's CUDA needs one of 580 or later, which the service's default may not be."""
+"""The option that installs a driver. torch's CUDA needs version 580 or later, and the service's default may be older."""
 _TORCH_CUDA, _LEAST_CAPABILITY = "13.0", "7.5"  # of the wheels on PyPI of the torch in constraints.txt
 
 
@@ -32,14 +32,14 @@ class Accelerator(NamedTuple):
 
 @dataclass(frozen=True)
 class _Gpu:
-    families: tuple[str, ...]  # beginnings of the machine types that have it
+    families: tuple[str, ...]  # prefixes of the machine types that have it
     gpus: Mapping[str, int] = field(default_factory=dict)  # on each known machine type, the usual one first
-    attached: tuple[int, ...] = ()  # numbers of it that a machine of another family takes
-    too_old: str | None = None  # its compute capability, where torch's wheels have no kernels for it
-    bfloat16: bool = True  # False where it is only emulated
+    attached: tuple[int, ...] = ()  # the counts that can be attached to a machine of another family
+    too_old: str | None = None  # its compute capability, if torch's wheels have no kernels for it
+    bfloat16: bool = True  # False if it is only emulated
 
     def example(self, gpus: int) -> str:
-        """Return a machine type with so many of it, if one is known."""
+        """Return a machine type with this many GPUs, if one is known."""
         fitting = [machine for machine, count in self.gpus.items() if count == gpus]
         return fitting[0] if fitting else f"{self.families[0]}..."
 
@@ -73,7 +73,7 @@ _GPUS = {
 
 
 def why_too_old(gpu: str) -> str | None:
-    """Return why the torch of this project has no kernels for a GPU; None where it has, or where that is not known."""
+    """Return why the torch of this project has no kernels for a GPU; None if it has, or if that is unknown."""
     known = _GPUS.get(gpu)
     if known is None or known.too_old is None:
         return None
@@ -84,14 +84,14 @@ def why_too_old(gpu: str) -> str | None:
 
 
 def dtype_for(gpu: str) -> str:
-    """Return the advice which `model.dtype` to take on a GPU."""
+    """Return the recommended `model.dtype` for a GPU, in words."""
     if gpu in _GPUS and not _GPUS[gpu].bfloat16:
         return "float16, or float32 for a model that overflows in it"
     return "bfloat16"
 
 
 def dtype_mistake(dtype: str, gpu: str) -> str | None:
-    """Return what is wrong with a `model.dtype` on a GPU; None for a GPU that is refused anyway."""
+    """Return the error of a `model.dtype` on a GPU; None if there is none, or if the GPU is refused anyway."""
     if why_too_old(gpu) is not None:
         return None
     if dtype == "auto":
@@ -102,7 +102,7 @@ def dtype_mistake(dtype: str, gpu: str) -> str | None:
 
 
 def machine_mistakes(accelerator: Accelerator, machine_type: str | None, *, option: str) -> Iterator[str]:
-    """Yield what is wrong with a GPU and the machine that it is to be on; `machine_type` is that of all workers, by `option`."""
+    """Yield the errors of a GPU and its machine; `machine_type` is that of all workers, as set by `option`."""
     too_old = why_too_old(accelerator.type)
     if too_old is not None:
         yield f"runner.accelerator has type:{accelerator.type}; {too_old}; expected nvidia-tesla-t4, nvidia-l4 or a newer one"

@@ -17,13 +17,13 @@ def to_ipc(table: pa.Table) -> bytes:
 
 
 def from_ipc(parts: Iterable[bytes], schema: pa.Schema) -> pa.Table:
-    """The concatenation of all parts, in the order given; an empty table where there are none."""
+    """The concatenation of all parts, in the given order; an empty table if there are none."""
     tables = [pa.ipc.open_stream(part).read_all() for part in parts]
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 class Tag(NamedTuple):
-    """The first byte of the elements of one kind, where elements of several kinds are flattened and grouped together.
+    """The first byte of the elements of one kind, if elements of several kinds are flattened and grouped together.
 
     >>> score, text = Tag(b"s"), Tag(b"t")
     >>> list(score.select([score.add(b"1"), text.add(b"x"), score.add(b"2")]))
@@ -39,5 +39,5 @@ class Tag(NamedTuple):
         return element[len(self.code) :]
 
     def select(self, elements: Iterable[bytes]) -> Iterator[bytes]:
-        """The elements with this tag, in the order given and without it."""
+        """The elements with this tag, in the given order and without the tag."""
         return (self.remove(element) for element in elements if element.startswith(self.code))

@@ -34,9 +34,9 @@ _REFUSED_FLAGS = {
 
 
 def prepare_options(config: RunConfig, flags: Sequence[str], *, scores: bool) -> PipelineOptions:
-    """Return the `pipeline_options` of a run, with the flags that its runner needs; `scores` says whether a model is loaded.
+    """Return the `pipeline_options` of a run, with the flags that its runner needs; `scores` is True if a model is loaded.
 
-    Raises `ConfigError` with all settings that would fail after submission, or never end.
+    Raises `ConfigError` with all settings with which a job would fail after submission, or never end.
     """
     dataflow.refuse_hub_ids(config)
     if scores and config.runner.name == "local":
@@ -52,7 +52,7 @@ def prepare_options(config: RunConfig, flags: Sequence[str], *, scores: bool) ->
         return options
     values = options.get_all_options()
     dataflow.check(config, values, scores=scores)
-    if find_spec("google.cloud.dataflow_v1beta3") is None:  # Beam notices it only at the end, after planning
+    if find_spec("google.cloud.dataflow_v1beta3") is None:  # Beam detects this only at the end, after planning
         raise ConfigError("runner.name DataflowRunner needs the service's client; pip install 'bestkept[gcp]'")
     defaults = dataflow.default_flags(config.runner, values, scores=scores)
     if defaults:
@@ -70,14 +70,14 @@ def hands_over(options: PipelineOptions) -> bool:
 
 
 def makes_template(options: PipelineOptions) -> bool:
-    """Return True if the job is only staged, for a template of Dataflow, whose service starts it then."""
+    """Return True if the job is only staged, as a template that the Dataflow service starts later."""
     return bool(options.view_as(GoogleCloudOptions).template_location)
 
 
 def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOptions:
     """Return Beam's options from `runner.options` and command-line flags.
 
-    Raises `ConfigError` for a flag that Beam does not know, and suggests a similar one; Beam itself would only warn.
+    Raises `ConfigError` for a flag that Beam does not have, and suggests a similar one; Beam itself would only warn.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     for options in _all_option_classes(PipelineOptions):
@@ -105,7 +105,7 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
 
 
 class RequestedMachine(NamedTuple):
-    """The machines that a runner's options request; None for what they leave open."""
+    """The machines that a runner's options request; None for options that are not set."""
 
     machine: str | None
     gpu: str | None
@@ -114,7 +114,7 @@ class RequestedMachine(NamedTuple):
 
 
 def requested_machine(config: RunnerConfig, flags: Sequence[str]) -> RequestedMachine:
-    """Return the machine type of the workers that score, their accelerator, and their largest number.
+    """Return the machine type of the scoring workers, their accelerator, and their maximum number.
 
     Raises `ConfigError` as `pipeline_options` does.
     """
@@ -141,7 +141,7 @@ def make_runner(config: RunnerConfig) -> Any:
 
 
 class _Options(PipelineOptions):  # type: ignore[misc]
-    """Options that make each view once: Beam asks for about nine a step, each with an argument parser of its own."""
+    """Options that create each view once: Beam requests about nine for each step, each with a separate argument parser."""
 
     def view_as(self, cls: type[Any]) -> Any:
         views: dict[type[Any], Any] = self.__dict__.setdefault("_views", {})
@@ -151,7 +151,7 @@ class _Options(PipelineOptions):  # type: ignore[misc]
 
 
 class _Parser(_BeamArgumentParser):  # type: ignore[misc]
-    """Beam's parser, with an error of ours that repeats no value: it may be a secret."""
+    """Beam's parser, with an error of our own that does not repeat the value, which may be a secret."""
 
     def error(self, message: str) -> NoReturn:
         flag = message.partition(":")[0].removeprefix("argument ")

@@ -1,6 +1,6 @@
-"""Counters of the work of the model and its speed: Beam metrics on the workers, summed by the launcher in `run.json`.
+"""Counters of the model's work and speed: Beam metrics on the workers, summed by the launcher in `run.json`.
 
-`run.json` has times and the machine in it, so no result depends on it and no hash covers it.
+`run.json` contains times and names the machine, so no result depends on it and no hash covers it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ COUNTERS = (
 )
 _STEP = "select_{}_microsecs"
 NO_MORE: Mapping[str, Any] = {}
-# A global of the process, like Beam's own counters: a worker without Beam reports it, and no object reaches the model's forwards.
+# A global of the process, like Beam's own counters: workers without Beam report it, and no object can be passed to the forwards.
 _local = dict.fromkeys(COUNTERS, 0)
 
 
 def count_forward(work: Work) -> None:
-    """Count one forward; called on the thread of its bundle, to which Beam's counters belong."""
+    """Count one forward pass; called on the thread of its bundle, to which Beam's counters belong."""
     progress.add_batch(work.rows, work.read_tokens)
     values = (
         work.rows,
@@ -57,7 +57,7 @@ def count_forward(work: Work) -> None:
 
 
 def local_counters() -> dict[str, int]:
-    """The counters of this process, also those outside a Beam job."""
+    """The counters of this process, including work outside a Beam job."""
     return dict(_local)
 
 
@@ -68,7 +68,7 @@ def count_steps(secs: Mapping[int, float]) -> None:
 
 
 def times_of(rules: Sequence[str], totals: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The seconds of each step, over all threads and workers; None where nothing was counted."""
+    """The seconds of each step, over all threads and workers; None if nothing was counted."""
     names = [_STEP.format(number) for number in range(len(rules))]
     secs = [totals[name] / 1e6 if name in totals else None for name in names]
     return [{"rule": rule, "secs": taken} for rule, taken in zip(rules, secs, strict=True)]
@@ -84,25 +84,25 @@ def count_fragment(*, input_bytes: int, responses: int, scored: int, found: bool
 
 
 def read_counters(result: Any) -> dict[str, int]:
-    """The job's counters by name, zero for those that never counted; {} where the runner does not report them."""
+    """The job's counters by name, zero for those that never counted; {} if the runner does not report them."""
     try:
         return sum_metrics(current_metrics(result))
-    except Exception as error:  # a service may refuse, or keep none: the output is complete all the same
+    except Exception as error:  # a service may refuse, or keep no counters; the output is complete anyway
         log.warning("the runner does not report its counters (%s): run.json has no throughput", type(error).__name__)
         return {}
 
 
 def current_metrics(result: Any) -> Any:
-    """Return the metrics that a job has now.
+    """Return the current metrics of a job.
 
-    The result of a portable runner keeps the first answer that it gets, that of Dataflow the first after the end. So copies are
-    asked, and each question goes to the service.
+    The result of a portable runner caches the first answer that it gets, that of Dataflow the first after the end. Copies of the
+    result are queried instead, so that each query reaches the service.
     """
     return copy.copy(copy.copy(result).metrics())
 
 
 def sum_metrics(metrics: Any, *, tentative: bool = False) -> dict[str, int]:
-    """Sum Beam's metrics by name; `tentative` values are ahead while a job runs, but count repeated work twice."""
+    """Sum Beam's metrics by name; `tentative` values are more recent while a job runs, but count repeated work twice."""
     totals = dict.fromkeys(COUNTERS, 0)
     for counter in metrics.query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
         first, second = (counter.attempted, counter.committed) if tentative else (counter.committed, counter.attempted)
@@ -117,12 +117,12 @@ def add_counters(first: Mapping[str, int], second: Mapping[str, int]) -> dict[st
 
 
 def rates(totals: Mapping[str, int]) -> dict[str, float | int | None]:
-    """The throughput of the model from its counters; None where the divisor is zero or the peak is not known.
+    """The throughput of the model from its counters; None if the divisor is zero or the peak is unknown.
 
-    Rates are per second of forward, and so per device however many there were. `sharing_ratio` is tokens read per token
-    computed that is not padding: the saving by packing a group's common prompt. `model_flops_utilisation` is
-    2 x parameters x computed tokens over what the device could have done (Chowdhery et al. 2022, PaLM, appendix B,
-    without attention and backward pass).
+    Rates are per second of forward passes, and therefore per device. `sharing_ratio` is the number of tokens read per computed
+    token that is not padding: the saving by packing a group's common prompt. `model_flops_utilisation` is
+    2 x parameters x computed tokens over the operations that the device could have done (Chowdhery et al. 2022, PaLM,
+    appendix B, without attention and backward pass).
     """
 
     def per(above: str, below: float) -> float | None:
@@ -149,8 +149,8 @@ def rates(totals: Mapping[str, int]) -> dict[str, float | int | None]:
 def run_record(
     *, command: str, secs: float, totals: Mapping[str, int], more: Mapping[str, Any] = NO_MORE
 ) -> dict[str, Any]:
-    """The content of `run.json`: the launcher's clock and machine, the model's throughput over all workers, and what a command
-    adds: `steps` and `signals` of a selection."""
+    """The content of `run.json`: the launcher's clock and machine, the model's throughput over all workers, and the fields that a
+    command adds: `steps` and `signals` of a selection."""
     return {
         "command": command,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -168,7 +168,7 @@ def run_record(
 def write_run_record(
     path: str, command: str, secs: float, totals: Mapping[str, int], *, more: Mapping[str, Any] = NO_MORE
 ) -> dict[str, Any]:
-    """Write `run.json` to `path`, over that of an earlier run, and return its content; counters of several models are sums."""
+    """Write `run.json` to `path`, replacing an earlier run's, and return its content; counters of several models are summed."""
     content = run_record(command=command, secs=secs, totals=totals, more=more)
     publish.replace(path, canonical_json.to_json(content))
     return content

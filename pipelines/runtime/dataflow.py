@@ -1,7 +1,8 @@
-"""Checks of a run on Dataflow, made before anything is touched; they report all mistakes at once. Pure; no Beam.
+"""Checks of a run on Dataflow, made before any file is touched; they report all mistakes at once. Pure; no Beam.
 
-Workers are machines of the service: they see objects in gs:// and the files of their container image, and nothing of the
-launcher. Weights come from either. Sources: Beam's options, and the service's pages on GPUs, right fitting and custom containers.
+Workers are machines of the service: they can read objects in gs:// and the files of their container image, but no files of the
+launcher. Weights must be in one of these. Sources: Beam's options, and the service's pages on GPUs, right fitting and custom
+containers.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from pipelines.runtime.accelerators import DRIVER, Accelerator, dtype_mistake, m
 
 DATAFLOW = "DataflowRunner"
 ONE_PROCESS = "no_use_multiple_sdk_containers"
-GPU_THREADS = 2  # one bundle is on the GPU while another reads and publishes; each holds a fragment
+GPU_THREADS = 2  # one bundle uses the GPU while another reads and publishes; each holds a fragment in memory
 
 _LEAST_DISK_GB = 25  # the service's default for a batch worker
-_LEAST_GPU_DISK_GB = 50  # the image with CUDA takes 10 GB, its layers as much again while it is fetched
+_LEAST_GPU_DISK_GB = 50  # the image with CUDA takes 10 GB, and its layers another 10 GB during the download
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/|$)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def refuse_hub_ids(config: RunConfig) -> None:
-    """Raise `ConfigError` if a model is named by a hub id and the workers are other machines, for which nothing is fetched."""
+    """Raise `ConfigError` if a model is named by a hub id and the workers are other machines, to which no model is downloaded."""
     if config.runner.name == "local":
         return
     for setting, path in _model_paths(config):
@@ -39,9 +40,9 @@ def refuse_hub_ids(config: RunConfig) -> None:
 
 
 def check(config: RunConfig, options: Mapping[str, Any], *, scores: bool) -> None:
-    """Raise `ConfigError` with all mistakes that keep a run from Dataflow.
+    """Raise `ConfigError` with all mistakes that prevent a run on Dataflow.
 
-    `options` are Beam's by name, None where not set; `scores` says whether a model is loaded.
+    `options` are Beam's by name, None if not set; `scores` is True if a model is loaded.
     """
     mistakes = [*_project(options), *_paths(config), *_models(config), *_workers(options)]
     if config.runner.accelerator is not None and scores:
@@ -52,12 +53,14 @@ def check(config: RunConfig, options: Mapping[str, Any], *, scores: bool) -> Non
 
 
 def default_flags(runner: RunnerConfig, options: Mapping[str, Any], *, scores: bool) -> list[str]:
-    """Return flags of Beam for the settings that the user has left open.
+    """Return Beam's flags for the settings that the user has not chosen.
 
-    With a GPU, a worker has one process and few threads, since each process would load the model and make a CUDA context.
+    With a GPU, a worker has one process and few threads, since each process would load the model and create a CUDA context.
     """
     flags: list[str] = []
-    if options.get("sdk_location") == "default":  # the image has Beam; else every worker would install it once more
+    if (
+        options.get("sdk_location") == "default"
+    ):  # the image contains Beam; otherwise every worker would install it again
         flags.append("--sdk_location=container")
     if runner.accelerator is None or not scores:
         return flags
@@ -133,7 +136,7 @@ def _workers(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_fixed(options: Mapping[str, Any]) -> bool:
-    """Tell whether the job keeps the number of workers that it starts with."""
+    """Return whether the job keeps the number of workers that it starts with."""
     return bool(options.get("autoscaling_algorithm") == "NONE")
 
 

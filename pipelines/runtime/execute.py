@@ -1,4 +1,4 @@
-"""Runs a graph to its end, on this machine or on a service, and shows the counters of its job meanwhile."""
+"""Runs a graph to its end, on this machine or on a service, and shows the counters of its job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.runtime.beam_options import hands_over, make_runner
 
 EVERY_SECS = 15.0  # between two readings of the counters of a job
 _ENDED_FROM_OUTSIDE = {"CANCELLED": "was cancelled", "DRAINED": "was drained", "UPDATED": "was replaced by another"}
-_INTERRUPTED = re.compile(r"^KeyboardInterrupt\b", re.MULTILINE)  # what Beam makes of Ctrl-C in its worker
+_INTERRUPTED = re.compile(r"^KeyboardInterrupt\b", re.MULTILINE)  # Ctrl-C in Beam's worker, as Beam reports it
 _RESUMES = "finished scores are kept; run the same command again to resume"
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 def execute(
     runner: RunnerConfig, options: PipelineOptions, build_graph: Callable[[Any], None]
 ) -> dict[str, int] | None:
-    """Build a graph and run it to its end; return the job's counters, or None where the job continues without the launcher.
+    """Build a graph and run it to its end; return the job's counters, or None if the job continues without the launcher.
 
-    Raises the `BestkeptError` of a worker, and `StorageError` for any other error: with what a portable engine says of itself and
-    its workers, else with type and place but not the message, which may hold row text.
+    Raises the `BestkeptError` of a worker, and `StorageError` for any other error. That error quotes a portable engine's message
+    about itself and its workers; otherwise it has type and place, but not the message, which may contain row text.
     """
     chosen = make_runner(runner)
     progress.set_stage("scoring")
@@ -48,14 +48,14 @@ def execute(
     except BestkeptError:
         raise
     except Exception as error:
-        if _INTERRUPTED.search(str(error)):  # in Python; the command ends at once on a signal
+        if _INTERRUPTED.search(str(error)):  # when called from Python; on a signal, the command ends at once
             raise KeyboardInterrupt from None
         endpoint = options.view_as(PortableOptions).job_endpoint
         raise engine_error(error, endpoint) or error_to_report(error, "the pipeline") from error
 
 
 def engine_error(error: Exception, endpoint: str | None) -> StorageError | None:
-    """The error to report for a portable engine that is not there, went away or failed a job; None for errors of our own code."""
+    """The error to report if a portable engine is unreachable, has stopped or failed a job; None for errors of our own code."""
     engine, text = f"the engine at {endpoint}" if endpoint else "the engine", str(error)
     if isinstance(error, grpc.FutureTimeoutError):
         return StorageError(
@@ -83,7 +83,7 @@ def engine_error(error: Exception, endpoint: str | None) -> StorageError | None:
 
 
 _FAILED_JOB = re.compile(r"Pipeline (?P<job>\S+) failed in state (?P<state>\w+): (?P<message>.*)", re.DOTALL)
-_CAUSES = {  # what the engine says → what that means, and what to do
+_CAUSES = {  # pattern of an engine's message → meaning, and remedy
     "control connection|(start|launch)\\w* .*(worker|environment)|(worker|environment).* (start|launch)": (
         "got no worker",
         "the log of the worker pool (environment_config) says why; correct that and run the same command again",
@@ -97,17 +97,17 @@ _MOST_SAID = 300  # characters of an engine's sentence
 
 
 def _sentence(message: str) -> str:
-    """Return the first line of an engine's message, without the types of errors and of gRPC in front."""
+    """Return the first line of an engine's message, without the leading error types and gRPC prefixes."""
     line = next(iter(message.strip().splitlines()), "nothing")
     line = re.sub(r"rpc error: code = \w+ desc = |\b(?:[\w$]+\.)*[A-Z]\w*(?:Error|Exception): ", "", line)
     return line if len(line) <= _MOST_SAID else f"{line[:_MOST_SAID]} [...]"
 
 
 def wait(result: Any, *, counts_here: bool) -> dict[str, int]:
-    """Wait for the end of a job, show its counters meanwhile, and return them.
+    """Wait for the end of a job while showing its counters, and return them.
 
-    A job that `counts_here`, in this process, shows them itself. Raises `StorageError` for a job of a service that was cancelled,
-    drained or replaced, or that failed without a `BestkeptError`; passes on any other error of the runner.
+    A job that `counts_here`, in this process, shows its own counters. Raises `StorageError` if a service's job was cancelled,
+    drained or replaced, or failed without a `BestkeptError`; any other error of the runner is passed on.
     """
     stop, started = threading.Event(), time.monotonic()
     if not counts_here:
@@ -130,7 +130,7 @@ def wait(result: Any, *, counts_here: bool) -> dict[str, int]:
 
 
 def _describe_end(error: Exception) -> str | None:
-    """The message for a job whose service has raised `error`; None for an error of ours, or of another kind."""
+    """The message for a job whose service raised `error`; None for an error of our own, or of another kind."""
     job = getattr(error, "result", None)
     if job is None or not hasattr(job, "job_id") or from_text(str(error)) is not None:
         return None
@@ -144,12 +144,12 @@ def _describe_end(error: Exception) -> str | None:
 
 
 class _JobFailed(Exception):
-    """The failure of a job as its service describes it."""
+    """The failure of a job, as described by its service."""
 
 
 def _until_broken(stream: Iterable[Any]) -> Iterator[Any]:
-    """Yield a job's messages until the engine goes away: the stream of states raises that too, and this one only dumps it from a
-    thread of Beam's own."""
+    """Yield a job's messages until the engine stops. The stream of states raises that error as well; here, a thread of Beam would
+    only print it."""
     with suppress(grpc.RpcError):
         yield from stream
 

@@ -1,9 +1,9 @@
-"""Log lines: ours go to standard error, plain or as JSON lines; those of libraries go to a file of their own.
+"""Log lines: ours go to standard error, plain or as JSON lines; those of libraries go to a separate file.
 
-The file lies in the system's temporary directory: runs may share an output, object stores cannot append, and what lies in an
-output is compared, claimed and swept. It is removed when the command ends well. It never holds row text or credentials, which
-the messages of libraries may do (Beam quotes the elements that a step failed on). It has the level of a library's record, its
-place, the type of its exception, and its text only where that is a constant of the library's source, with its gaps left open.
+The file is in the system's temporary directory: runs may share an output, object stores cannot append, and files in an output
+are compared, claimed and swept. It is removed if the command succeeds. It never contains row text or credentials, although
+messages of libraries may (Beam quotes the elements on which a step failed). For each record of a library it has the level, the
+place, the type of the exception, and the text only if that is a constant of the library's source, with placeholders unfilled.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ([\w<>]+)')
 
 
 def set_up(ours: logging.Handler | None = None) -> None:
-    """Direct the log lines of the command that starts; our own go to `ours`, if given, instead of to standard error."""
+    """Direct the log lines of a command that starts; our own go to `ours`, if given, instead of standard error."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore")
     _FILE.leave()
     root = logging.getLogger()
     for handler in list(root.handlers):
-        if isinstance(handler, _Terminal | LibraryLog) or type(handler) is logging.StreamHandler:  # of `basicConfig`
+        if isinstance(handler, _Terminal | LibraryLog) or type(handler) is logging.StreamHandler:  # from `basicConfig`
             root.removeHandler(handler)
     root.addHandler(ours or _Terminal())
     root.addHandler(_FILE)
@@ -49,7 +49,7 @@ def set_up(ours: logging.Handler | None = None) -> None:
 
 
 def only_warnings() -> None:
-    """Leave out our lines below a warning, in a process beside one that logs the same."""
+    """Drop our lines below the level of a warning, in a process beside one that logs the same lines."""
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -61,12 +61,12 @@ def keep(error: BaseException) -> str | None:
 
 
 def discard() -> None:
-    """Remove the log file, after a command that ended well."""
+    """Remove the log file after a successful command."""
     _FILE.leave(remove=True)
 
 
 def places_of(error: BaseException) -> list[str]:
-    """The calls that led to an error and to its causes, also those of a worker in its text, outermost first."""
+    """The calls that led to an error and its causes, including a worker's calls in the error's text, outermost first."""
     text = "".join(traceback.format_exception(error))
     places = [f"  {file}:{line} in {function}" for file, line, function in _FRAME.findall(text)]
     return list(dict.fromkeys(places))
@@ -77,7 +77,7 @@ def is_ours(record: logging.LogRecord) -> bool:
 
 
 class _Terminal(logging.Handler):
-    """A handler of our lines for the current `sys.stderr`, which a progress bar replaces so as to stay below them."""
+    """A handler of our lines for the current `sys.stderr`, which a progress bar replaces in order to stay below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         mode = output_mode()
@@ -95,7 +95,7 @@ class _Terminal(logging.Handler):
 
 
 class LibraryLog(logging.Handler):
-    """A log file, created with its first line."""
+    """A log file, created when its first line is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,9 +134,9 @@ _FILE = LibraryLog()
 
 
 def _safe_text(record: logging.LogRecord) -> str:
-    """The whole text of our own messages; of a library's the text of its source, with `%s` in place of data, or a placeholder.
+    """The whole text of our own messages; for a library's message, its source text with `%s` in place of data, or a placeholder.
 
-    A message may be built before it is logged, by an f-string for example, and then hold data. It is safe only if it is a
+    A message may be built before it is logged, for example by an f-string, and then contain data. It is safe only if it is a
     constant of the code object that logged it, which is found by walking up the stack to the frame of the call.
     """
     if is_ours(record):
@@ -156,20 +156,20 @@ def _safe_text(record: logging.LogRecord) -> str:
 
 @dataclass(frozen=True)
 class OutputMode:
-    """The amount and the form of the output of a command."""
+    """The verbosity and format of a command's output."""
 
     quiet: bool = False
     json_logs: bool = False
     json: bool = False  # the result as one object on standard output
 
 
-# A global of the process: log lines come from anywhere, and an error is printed in the requested form even if the command line
-# cannot be parsed, when there is no object of the command to hold it.
+# A global of the process: log lines come from everywhere, and an error is printed in the requested format even if the command
+# line cannot be parsed, when no object of the command exists that could store the mode.
 _mode = OutputMode()
 
 
 def set_output_mode(words: Sequence[str]) -> None:
-    """Set the mode to the options of a command line, before its command or after; the words after `--` are no options."""
+    """Set the mode from the options of a command line, before or after its command; words after `--` are not options."""
     global _mode
     options = words[: words.index("--")] if "--" in words else words
     _mode = OutputMode(quiet=QUIET in options, json_logs=JSON_LOGS in options, json=JSON in options)
@@ -180,7 +180,7 @@ def output_mode() -> OutputMode:
 
 
 def json_line(level: str, message: str, /, **fields: Any) -> str:
-    """One line of `--json-logs`, with its line end: level, time (UTC), message and fields; a field never hides one of these."""
+    """One line of `--json-logs`, with its line end: level, time (UTC), message and fields; no field replaces the first three."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     content = {"time": time, "level": level, "message": message}
     return json.dumps(hide_credentials_in({**content, **fields, **content}), default=str) + "\n"

@@ -1,7 +1,7 @@
 """The cores and GPUs that this process may use, and the version of this program, found without torch and without Beam.
 
-A module of its own, though small: the launcher of workers must not open a CUDA context, which torch would do, and threads, Beam
-options and workers need the same numbers.
+This small module is separate because the launcher of workers must not open a CUDA context, which torch would do, and because
+threads, Beam options and workers need the same numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8  # parameters of mallo
 
 
 def tool_version() -> str:
-    """The version of bestkept; `unknown` where it runs from a folder that is not installed."""
+    """The version of bestkept; `unknown` if it runs from a folder that is not installed."""
     try:
         return version("bestkept")
     except PackageNotFoundError:
@@ -34,17 +34,17 @@ def count_cores() -> int:
 
 
 def list_cores() -> list[int]:
-    """The numbers of the cores that this process may run on; empty where the system does not tell."""
+    """The numbers of the cores that this process may run on; empty if the system does not report them."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 @cache
 def reuse_freed_memory() -> None:
-    """Have glibc reuse freed memory for the next arrays; nothing happens with another C library.
+    """Let glibc reuse freed memory for later arrays; this has no effect with another C library.
 
-    By default each large array gets new pages, which the system has to clear first. That took a fifth of the time of a selection
-    from 10 million rows. It applies to the whole process until its end: freed memory below a block in use, and 128 MB at the top
-    of the heap, are not returned to the system.
+    By default each large array gets new pages, which the system has to clear first. Clearing took a fifth of the time of a
+    selection from 10 million rows. The change applies until the process ends: freed memory below a block in use, and 128 MB at
+    the top of the heap, are not returned to the system.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     # older versions refuse more than 32 MB; the other parameters alone would fix the threshold at 128 kB
@@ -54,27 +54,27 @@ def reuse_freed_memory() -> None:
 
 
 def split_cores(parts: int) -> list[list[int]]:
-    """Split the cores into adjacent parts of equal size, one for each process; some cores may be left over."""
+    """Split the cores into adjacent parts of equal size, one for each process; some cores may remain unused."""
     cores = list_cores()
     size = len(cores) // max(1, parts)
     return [cores[number * size : (number + 1) * size] for number in range(parts)]
 
 
 def list_gpus() -> list[str]:
-    """The GPUs as `CUDA_VISIBLE_DEVICES` names them; empty where there is none, or none may be used."""
+    """The GPUs as `CUDA_VISIBLE_DEVICES` names them; empty if there are none, or none may be used."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         names = [name.strip() for name in chosen.split(",")]
         ends = next((place for place, name in enumerate(names) if name in ("", "-1")), len(names))
-        return names[:ends]  # CUDA sees none after one that is not valid
+        return names[:ends]  # CUDA ignores all names after an invalid one
     numbers = (re.fullmatch(r"nvidia(\d+)", path.name) for path in _DEVICES.glob("nvidia*"))
     return [str(number) for number in sorted(int(match[1]) for match in numbers if match)]
 
 
 def share_gpus(count: int, wanted: Sequence[int | str]) -> list[str]:
-    """The GPUs of each of `count` workers as `CUDA_VISIBLE_DEVICES` names them; empty where there is none.
+    """The GPUs of each of `count` workers as `CUDA_VISIBLE_DEVICES` names them; empty if there are none.
 
-    `wanted` are the `model.devices` of the models; those of `auto` may take an equal share of all.
+    `wanted` are the `model.devices` of the models; with `auto`, a model may use an equal share of all GPUs.
     """
     gpus = list_gpus()
     size = max(1, len(gpus) // count) if "auto" in wanted else max(map(int, wanted))
@@ -84,7 +84,7 @@ def share_gpus(count: int, wanted: Sequence[int | str]) -> list[str]:
 def check_workers(count: int, *, on_cpu: bool = False, devices: int = 1) -> None:
     """Raise `ConfigError` if this machine has fewer GPUs than `count` workers need, or, without GPUs or `on_cpu`, fewer cores.
 
-    `devices` are the GPUs that a worker's model is spread over.
+    `devices` is the number of GPUs that a worker's model is spread over.
     """
     gpus = 0 if on_cpu else len(list_gpus())
     if gpus and count * devices > gpus:

@@ -14,24 +14,24 @@ class Progress:
 
     stage: str = "planning"
     total_bytes: int = 0  # of the corpus; 0 until it is planned
-    input_bytes: int = 0  # of all fragments that are done
+    input_bytes: int = 0  # of all finished fragments
     fragments: int = 0
-    found: int = 0  # fragments that were scored before
+    found: int = 0  # fragments that had been scored before
     found_bytes: int = 0
     found_responses: int = 0
-    published: int = 0  # responses scored by this run, in fragments that are done
-    scored: int = 0  # rows through the model, the fragment in work included; duplicates once
+    published: int = 0  # responses scored by this run, in finished fragments
+    scored: int = 0  # rows scored by the model, including the current fragment; duplicates once
     tokens: int = 0
-    scored_bytes: float = 0.0  # input bytes that this run has scored, the fragment in work included
-    since: float | None = None  # monotonic seconds at which the first fragment began, the model loaded
+    scored_bytes: float = 0.0  # input bytes that this run has scored, including the current fragment
+    since: float | None = None  # monotonic seconds at which the first fragment began, after the model was loaded
     to_export: int = 0  # kept responses; 0 until they are counted
     exported: int = 0  # of these, rows written
     export_since: float | None = None  # monotonic seconds
-    # workers have scored everything and are counted: fragments found from now on are theirs
+    # workers have scored everything and are counted: fragments found from now on are those of workers
     settled: bool = False
 
 
-_COUNTER_OF = {  # field → the counter of `counters` that holds it
+_COUNTER_OF = {  # field → its counter in `counters`
     "input_bytes": "input_bytes",
     "fragments": "fragments",
     "found": "found",
@@ -41,11 +41,11 @@ _COUNTER_OF = {  # field → the counter of `counters` that holds it
     "scored": "rows",
     "tokens": "tokens_read",
 }
-# A global of the process: DoFns and the model's forwards count here from any thread, and Beam copies DoFns by pickling, so that
-# no object of the launcher reaches them.
+# A global of the process: DoFns and the model's forward passes count here from any thread, and since Beam copies DoFns by
+# pickling, they share no object with the launcher.
 _lock = threading.Lock()
 _now = Progress()
-_bytes_per_response = 0.0  # in the fragment in work
+_bytes_per_response = 0.0  # in the current fragment
 
 
 def _update(**changes: object) -> None:
@@ -70,13 +70,13 @@ def set_stage(name: str) -> None:
 
 
 def set_total_bytes(total_bytes: int) -> None:
-    """Set the size of the corpus, once it is listed."""
+    """Set the size of the corpus, after it is listed."""
     with _lock:
         _update(total_bytes=total_bytes)
 
 
 def begin_fragment(*, input_bytes: int, responses: int) -> None:
-    """Note that a fragment goes to the model."""
+    """Record that the model begins a fragment."""
     global _bytes_per_response
     with _lock:
         _bytes_per_response = input_bytes / max(1, responses)
@@ -95,7 +95,7 @@ def add_batch(rows: int, tokens: int) -> None:
 
 
 def add_fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
-    """Count a fragment that is done: scored and published by this process, or found valid."""
+    """Count a finished fragment: scored and published by this process, or found valid."""
     with _lock:
         if found and _now.settled:
             return
@@ -110,9 +110,9 @@ def add_fragment(*, input_bytes: int, responses: int, scored: int, found: bool) 
 
 
 def raise_to_counters(counts: Mapping[str, int], *, since: float) -> None:
-    """Raise the progress to the counters of a job elsewhere (`counters.sum_metrics`); no value decreases.
+    """Raise the progress to the counters of a remote job (`counters.sum_metrics`); no value decreases.
 
-    `since`, in monotonic seconds, is a time at which nothing was scored yet.
+    `since`, in monotonic seconds, is a time before anything was scored.
     """
     with _lock:
         known = {name: max(getattr(_now, name), counts.get(counter, 0)) for name, counter in _COUNTER_OF.items()}
@@ -135,7 +135,7 @@ COUNTS = (
 
 
 def set_from_workers(parts: Iterable[Progress]) -> None:
-    """Replace the progress of this process by the sum of that of the workers of this machine."""
+    """Replace the progress of this process by the sum over the workers of this machine."""
     parts = list(parts)
     sums = {name: sum(getattr(part, name) for part in parts) for name in COUNTS}
     with _lock:
@@ -143,10 +143,10 @@ def set_from_workers(parts: Iterable[Progress]) -> None:
 
 
 def count_dead_worker(last: Progress, before: Progress) -> Progress:
-    """The progress to count of a worker that died in a piece of work, before which it had done `before`.
+    """The progress to count for a worker that died during a piece, at whose start its progress was `before`.
 
-    All that it scored counts. Fragments of the piece that it published do not count as done: the next worker on this piece finds
-    them, and counts them as found.
+    All rows that it scored count. Fragments of the piece that it published do not count as finished: the next worker on the piece
+    finds them, and counts them as found.
     """
     again = (last.fragments - last.found) - (before.fragments - before.found)
     return replace(
@@ -160,18 +160,18 @@ def count_dead_worker(last: Progress, before: Progress) -> Progress:
 
 
 def begin_export(rows: int) -> None:
-    """Note that all responses are selected, and that `rows` of them are to be written."""
+    """Record that all responses are selected, and that `rows` of them are to be written."""
     with _lock:
         _update(stage="exporting", to_export=rows, exported=0, export_since=time.monotonic())
 
 
 def add_exported(rows: int) -> None:
-    """Count rows that are written."""
+    """Count written rows."""
     with _lock:
         _update(exported=_now.exported + rows)
 
 
 def settle() -> None:
-    """Note that the workers are done."""
+    """Record that the workers have finished."""
     with _lock:
         _update(settled=True)

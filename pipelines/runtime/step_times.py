@@ -1,7 +1,7 @@
-"""The time that each step of a selection takes, in the threads that do it, for `run.json`. No Beam.
+"""The time of each step of a selection, in the threads that execute it, for `run.json`. No Beam.
 
-A thread takes down its own times. Beam's counters belong to the thread of a bundle, so `ThreadedDoFn` counts the times there. A
-step within a step counts for itself alone.
+Each thread records its own times. Beam's counters belong to the thread of a bundle, so `ThreadedDoFn` counts the times there. The
+time of a step within a step is counted only for the inner one.
 
     with timing(3):          # in a call that `timed` makes
         rows = apply(rows)
@@ -34,7 +34,7 @@ class Timed(NamedTuple):
 
 @contextmanager
 def timing(step: int) -> Iterator[None]:
-    """Count the time of the body for the step of this number, less what is counted for other steps in it."""
+    """Count the time of the body for the step with this number, minus the time that is counted for other steps in it."""
     before, began = _thread.secs.total(), time.perf_counter()
     try:
         yield
@@ -44,7 +44,7 @@ def timing(step: int) -> Iterator[None]:
 
 
 def timed(call: Callable[..., Any], *arguments: Any) -> Timed:
-    """Make a call, and take down the times of the steps in it."""
+    """Make a call, and record the times of the steps in it."""
     _thread.secs = Counter()
     result = call(*arguments)
     return Timed(result, _thread.secs)

@@ -1,7 +1,7 @@
-"""DoFns that work on several elements at once, and reading ahead. No files.
+"""DoFns that process several elements at once, and reading ahead. No files.
 
-NumPy, Arrow and zstd leave the interpreter free while they work, so threads inside one DoFn use the cores of a worker that
-the runner itself gives one bundle at a time. Results keep the order of the elements.
+NumPy, Arrow and zstd release the interpreter's lock while they work, so threads inside one DoFn use the cores of a worker to
+which the runner gives one bundle at a time. Results keep the order of the elements.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from pipelines.runtime.transforms import in_global_window
 
 T = TypeVar("T")
 
-_MOST_THREADS = 4  # of one process; what they hold grows with them
+_MOST_THREADS = 4  # of one process; memory grows with their number
 _STORE_THREADS = (
-    32  # that mostly wait: a small object of a bucket takes some 50 ms, and as many can be asked for at once
+    32  # that mostly wait: a small object of a bucket takes some 50 ms, and a store serves many requests at once
 )
 
 
 @lru_cache(maxsize=2)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Shared by all DoFns of a process, whatever number of bundles it has at a time."""
+    """The pool of all DoFns of a process, whatever the number of its concurrent bundles."""
     return ThreadPoolExecutor(threads, thread_name_prefix="bestkept")
 
 
 @lru_cache(maxsize=1)
 def _leaves() -> ThreadPoolExecutor:
-    """A pool of its own, since calls in the other may wait for these."""
+    """A separate pool, since calls in the other pool may wait for calls in this one."""
     return ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="bestkept-look")
 
 
@@ -49,9 +49,9 @@ def _threads() -> int:
 
 
 class ThreadedCalls:
-    """Calls made in the pool; results in the order of the calls, with at most one call more than threads under way.
+    """Calls made in the pool, with results in the order of the calls; at most one more call than threads is pending.
 
-    Calls that mostly wait for an object store have a pool of more threads.
+    Calls that mostly wait for an object store use a pool with more threads.
     """
 
     def __init__(self, *, on_object_store: bool = False) -> None:
@@ -59,7 +59,7 @@ class ThreadedCalls:
         self._waiting: deque[Future[Any]] = deque()
 
     def put(self, call: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
-        """Start a call; gives what is due by now. What a call raises is raised here, in its turn."""
+        """Start a call, and yield the results that are due. An error of a call is raised here, in its turn."""
         threads = _STORE_THREADS if self._on_object_store else _threads()
         self._waiting.append(_pool(threads).submit(call, *arguments))
         while len(self._waiting) > threads:
@@ -72,8 +72,8 @@ class ThreadedCalls:
 
 
 def map_ahead(call: Callable[[Any], T], arguments: Iterable[Any]) -> Iterator[T]:
-    """`map`, for calls that mostly wait: as their results are taken, more of them are made at a time, twice as many as before.
-    They must not use this themselves."""
+    """`map`, for calls that mostly wait: each time the results are consumed, the number of concurrent calls doubles.
+    The calls must not use `map_ahead` themselves."""
     waiting, at_once = iter(arguments), 1
     while some := list(itertools.islice(waiting, at_once)):
         yield from _leaves().map(call, some)
@@ -84,7 +84,7 @@ _END = object()
 
 
 class OneAhead(Iterator[T]):
-    """The items of an iterator, each made in a thread while the one before is used, and the first one from now on."""
+    """The items of an iterator, each made in a thread while the previous one is used; the thread starts the first one at once."""
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items = items
@@ -104,7 +104,7 @@ class OneAhead(Iterator[T]):
         return item
 
     def ready(self) -> T | None:
-        """The item that comes next, if it is made by now."""
+        """The next item, if it has been made."""
         coming = self._coming
         if not coming.done() or coming.cancelled() or coming.exception() is not None or coming.result() is _END:
             return None
@@ -117,7 +117,7 @@ class OneAhead(Iterator[T]):
         return self._coming.done() and self._coming.exception() is None and self._coming.result() is _END
 
     def close(self) -> None:
-        """Make no more items, and do not wait for the one that is being made."""
+        """Stop making items, without waiting for the one that is being made."""
         self._pool.shutdown(wait=False)
 
 
@@ -126,8 +126,8 @@ class _Done(NamedTuple):
 
 
 def read_ahead(sources: Sequence[Callable[[], Iterable[T]]], *, most: int) -> Iterator[T]:
-    """The items of all sources, in order; the next source is read while this one is used, in threads of their own, each at most
-    `most` items ahead. What a source raises is raised here, in its turn."""
+    """The items of all sources, in order. The next source is read while this one is used, each in its own thread, at most `most`
+    items ahead. An error of a source is raised here, in its turn."""
     stopped = threading.Event()
 
     def read(source: Callable[[], Iterable[T]], items: queue.Queue[T | _Done]) -> None:
@@ -159,7 +159,7 @@ def read_ahead(sources: Sequence[Callable[[], Iterable[T]]], *, most: int) -> It
 
 
 def _put(items: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
-    """Put an item where there is room; False once the reader has stopped."""
+    """Put an item into the queue when it has room; return False if the reader has stopped."""
     while not stopped.is_set():
         try:
             items.put(item, timeout=1.0)
@@ -170,7 +170,7 @@ def _put(items: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
 
 
 class TimedDoFn(beam.DoFn):  # type: ignore[misc]
-    """A DoFn of `work`, done for one element after the other, in which steps are timed."""
+    """A DoFn that calls `work` for one element after another, and times the steps in it."""
 
     def work(self, element: Any, *sides: Any) -> Iterable[Any]:
         """The outputs of one element."""
@@ -185,18 +185,18 @@ class TimedDoFn(beam.DoFn):  # type: ignore[misc]
 
 
 class ThreadedDoFn(beam.DoFn):  # type: ignore[misc]
-    """A DoFn of `work`, done in threads, and `collect`, done in the order of the elements; `close` ends a bundle."""
+    """A DoFn that calls `work` in threads, and `collect` in the order of the elements; `close` ends a bundle."""
 
-    def waits_for_store(self) -> bool:  # no property: Beam reads all attributes of a DoFn wherever a graph is built
+    def waits_for_store(self) -> bool:  # not a property: Beam reads all attributes of a DoFn when it builds a graph
         """Return True if `work` mostly waits for an object store."""
         return False
 
     def work(self, element: Any, *sides: Any) -> Any:
-        """The result of one element; runs beside others, and changes nothing of the DoFn."""
+        """The result of one element; runs concurrently with others, and does not change the DoFn."""
         raise NotImplementedError
 
     def hold(self, element: Any) -> Any:
-        """The element for `work`, with all that a runner may only show while it processes it."""
+        """The element for `work`, including data that a runner may provide only while it processes the element."""
         return element
 
     def collect(self, result: Any) -> Iterator[Any]:

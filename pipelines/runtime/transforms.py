@@ -1,6 +1,6 @@
 """Beam's Reshuffle and CombineGlobally in fewer steps. No files.
 
-Each step of a graph costs 5 to 10 ms on every runner before it does any work, which is most of the time of a small selection.
+Each step of a graph costs 5 to 10 ms on every runner before it does any work. This is most of the time of a small selection.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from apache_beam.pvalue import AsIter, TaggedOutput
 from apache_beam.pvalue import PCollection as PCollection
 from apache_beam.transforms.window import GlobalWindows
 
-_MERGED = 16  # elements are merged as soon as there are so many; those of a cut may have 1.6 MB a stratum
+_MERGED = 16  # elements are merged when this many are waiting; those of a cut may have 1.6 MB a stratum
 
 
 class Spread(beam.Reshuffle):  # type: ignore[misc]
-    """The same elements, redistributed over the workers, and kept by the runner from here on.
+    """The same elements, redistributed over the workers and materialised by the runner.
 
-    Runners that know Reshuffle take it for one. It does not carry windows and timestamps, which a batch does not need.
+    Runners that support Reshuffle treat it as one. It does not preserve windows and timestamps, which a batch does not need.
     """
 
     def expand(self, elements: PCollection[Any]) -> PCollection[Any]:
@@ -42,10 +42,10 @@ def _drop_key(group: tuple[int, Iterable[Any]]) -> Iterable[Any]:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Gather(beam.PTransform):  # type: ignore[misc]
-    """All elements of one or several collections → the one element that `merge` makes of them.
+    """All elements of one or several collections → the one element into which `merge` combines them.
 
-    `merge` is associative, and also takes no elements at all. Each bundle is merged first, then one worker merges the
-    bundles: a third of CombineGlobally's steps.
+    `merge` is associative, and also accepts an empty sequence. Each bundle is merged first, then one worker merges the
+    bundles, in a third of CombineGlobally's steps.
     """
 
     merge: Callable[[Iterable[Any]], Any]
