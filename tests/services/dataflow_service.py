@@ -1,11 +1,11 @@
 """A stand-in for the service that Beam's Dataflow client talks to, over plain HTTP on loopback.
 
-It answers as the REST API does (projects.locations.jobs: create, get, messages, metrics) as far as the client asks, keeps
-what it is sent, and holds each job in the state that a test gives it. With `run`, it fetches the pipeline that was staged in the
-bucket and runs it, by FnApiRunner or on the portable engine with the options `engine`, in a process of its own, which has nothing
-else from the launcher; its end is the job's.
+It implements the requests of the REST API that the client makes (projects.locations.jobs: create, get, messages, metrics),
+records them, and leaves each job in the state that a test sets. With `run`, it fetches the pipeline staged in the bucket and runs
+it in a new process, by FnApiRunner or on the portable engine with the options `engine`. The process has nothing else from the
+launcher, and the job ends with it.
 
-The client takes `http://localhost:PORT` as it is, and needs no credentials with `--no_auth`.
+The client accepts `http://localhost:PORT`, and needs no credentials with `--no_auth`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Run a pipeline that a launcher has staged: `python dataflow_worker.py gs://BUCKET/.../pipeline.pb RESULT.json [ENGINE]`.
 
-All that it has of the launcher is in that object and in what the pipeline reads. It runs in this process, or on a portable
-engine: ENGINE is JSON of the options that the service was sent, and of those of the engine. RESULT gets our counters; a failure
-goes to standard error, as text.
+Only that object and the files that the pipeline reads come from the launcher. The pipeline runs in this process, or on a portable
+engine: ENGINE is JSON with the options that the service received and those of the engine. Our counters are written to RESULT;
+a failure is written to standard error.
 """
 
 from __future__ import annotations

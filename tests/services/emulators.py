@@ -1,4 +1,4 @@
-"""A new bucket of an emulated store behind a proxy, and what a user sets to reach it."""
+"""A new bucket of an emulated store behind a proxy, and the environment variables with which users reach it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Programs that others wrote, for tests on real engines: where they lie, how they are started, and that nothing of them is left.
+"""Third-party programs for tests on real engines: finds and starts them, and ends all of their processes.
 
-They are not part of the repository; CONTRIBUTING.md says how each is built. ENGINES names their folder, else it is
-`../shared/engines`.
+They are not part of the repository; CONTRIBUTING.md describes how each is built. The variable ENGINES names their folder, by
+default `../shared/engines`.
 """
 
 from __future__ import annotations

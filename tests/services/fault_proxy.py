@@ -1,4 +1,4 @@
-"""A proxy on the loopback before an emulated store, which misbehaves by plan, and holds GCS emulators to `ifGenerationMatch`."""
+"""A loopback proxy in front of an emulated store, with planned faults; it enforces `ifGenerationMatch` for GCS emulators."""
 
 from __future__ import annotations
 

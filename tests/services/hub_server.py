@@ -1,8 +1,8 @@
-"""A stand-in for the Hugging Face Hub on the loopback: as much of its HTTP API as an upload of a data set and a download of a
-(gated) model need.
+"""A stand-in for the Hugging Face Hub on loopback: the part of its HTTP API needed to upload a data set and to download a (gated)
+model.
 
-Repositories live in memory. Files with a suffix in `lfs` go through the LFS batch API, others into the commit. Where the real API
-checks something, so does this one: the token, that a repository is there, that an LFS object is uploaded before it is committed.
+Repositories are in memory. Files with a suffix in `lfs` go through the LFS batch API, others into the commit. The checks of the
+real API are included: the token, that a repository exists, that an LFS object is uploaded before it is committed.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Prints the ports of both as one line and serves until it is killed. Beam's own job service always runs one worker, whatever
 `direct_num_workers` says: `FnApiRunner.run_via_runner_api`, which it calls, does not read that option. So the number is set here.
-Each worker is a process of its own, which the pool starts when the job asks for it.
+Each worker is a separate process, which the pool starts when the job requests it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prism, Beam's own portable engine, with a pool of workers that its SDK images' boot program starts."""
+"""Prism, Beam's own portable engine, with a pool of workers started by the boot program of Beam's SDK images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP server on the loopback that keeps what is posted to it."""
+"""An HTTP server on loopback that records the requests posted to it."""
 
 from __future__ import annotations
 

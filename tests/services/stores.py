@@ -1,6 +1,6 @@
 """Emulated stores with real clients: moto for S3, gcp-storage-emulator for GCS, each behind a proxy that can misbehave.
 
-With S3_SERVER=versitygw, or S3_SERVER=versitygw-versioned, tests on S3 meet that server in place of moto, and no others are run.
+With S3_SERVER=versitygw or S3_SERVER=versitygw-versioned, only the tests on S3 are run, against that server in place of moto.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An S3 server that others wrote, over a folder of this machine: signatures, conditional writes, multipart uploads, versions."""
+"""A third-party S3 server over a local folder: signatures, conditional writes, multipart uploads, versions."""
 
 from __future__ import annotations
 

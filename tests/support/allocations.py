@@ -1,4 +1,4 @@
-"""The memory that a computation really takes on the CPU, by the records of PyTorch's allocator."""
+"""The memory that a computation uses on the CPU, as recorded by PyTorch's allocator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small corpora, and where the larger real ones are, for those who have them."""
+"""Small corpora, and the paths of larger real ones, for machines that have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Dataflow job of a configuration, built as for the service and not submitted: no credentials, no network."""
+"""The Dataflow job of a configuration, built as for the service but not submitted: no credentials, no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny random reward model of every architecture that transformers classifies sequences with, as far as one can be made."""
+"""A tiny random reward model of every architecture for sequence classification in transformers, if one can be made."""
 
 from __future__ import annotations
 

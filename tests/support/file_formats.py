@@ -1,4 +1,4 @@
-"""Rows as the bytes of files, in the formats that people have."""
+"""Rows as the bytes of files, in the formats that users have."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Configurations of `bestkept run` with something wrong in them: values of other type, size, nesting or encoding, in the file or
-on the command line."""
+"""Configurations of `bestkept run` with errors: values of another type, size, nesting or encoding, in the file or on the command
+line."""
 
 from __future__ import annotations
 

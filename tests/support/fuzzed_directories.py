@@ -1,4 +1,4 @@
-"""Model directories and score files of which one file is changed: single bytes, or values of its JSON."""
+"""Model directories and score files with one changed file: single bytes, or values of its JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fuzzed inputs have in common: bytes that are changed, and the ends that the command may come to."""
+"""Helpers for fuzzed inputs: changed bytes, and the exit codes that the command may return."""
 
 from __future__ import annotations
 

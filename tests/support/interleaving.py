@@ -1,14 +1,14 @@
 """Every interleaving of a few actors over a store in memory: a search of all states that their calls to it can lead to.
 
-An actor is a function; each call that it makes to the store is a step, and between two steps any other actor may go on, or none
-for ever, as after a crash. With `crashes`, an actor may also stop before any of its steps and begin anew, as a command that is
-started again. What an actor does next follows from what it was answered so far: so it is run once for each such history, with
-the answers given to it from a record, and a state is what the store holds and where each actor stands. States that were seen
-before are not searched again, so that the search ends.
+An actor is a function. Each of its calls to the store is a step; between two steps any other actor may continue, or none at all,
+as after a crash. With `crashes`, an actor may also stop before any of its steps and start again, as a repeated command does.
+An actor's next step depends only on the answers that it has received: it is run once for each sequence of answers, which are
+replayed from a record. A state is the content of the store and the position of each actor. No state is searched twice, so that
+the search ends.
 
-Without `switches` the search is exhaustive. Where that has too many states, with `switches` an actor is left before its end, for
-another one or by a crash, at most so many times (a bound on preemptions, as in CHESS, Musuvathi and Qadeer, PLDI 2007): each
-actor still runs at every place of every other one.
+Without `switches` the search is exhaustive. If that has too many states, `switches` limits how often an actor is interrupted
+before its end, by another one or by a crash (a bound on preemptions, as in CHESS, Musuvathi and Qadeer, PLDI 2007): each actor
+still runs at every position of every other one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pairs with planted models: rewards of which it is known how far they agree with the judges, and what that rests on."""
+"""Pairs with planted models: rewards whose agreement with the judges is known, and the cause of the agreement."""
 
 from __future__ import annotations
 

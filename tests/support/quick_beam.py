@@ -1,8 +1,8 @@
-"""Beam without its repeated look-ups: while a small graph is built and run, more than half of the time goes into asking the same
-functions for their signatures and the same `DoFn` classes for their state, parsing the same flags anew, and listing the globals
-of all modules to measure a side input. The first three are remembered here, the last is left out; nothing else is touched.
+"""Beam without its repeated look-ups, which take more than half of the time in which a small graph is built and run: signatures
+of functions, the state of `DoFn` classes, parsing of flags, and the globals of all modules, to measure a side input. The first
+three are cached here, the last is omitted; nothing else is changed.
 
-Tests marked slow, and every process that a test starts, run Beam as it is.
+Tests marked slow, and every process that a test starts, run Beam unchanged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small tables of candidates, with ties and shared keys all the time; steps and cuts over tables that are all here."""
+"""Small tables of candidates, with many ties and shared keys; steps and cuts over tables in memory."""
 
 from __future__ import annotations
 

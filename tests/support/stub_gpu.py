@@ -1,6 +1,6 @@
-"""A GPU without one: tensors that say that they are on it, computed on the CPU, and every wait for it on record.
+"""A simulated GPU: tensors that appear to be on it but are computed on the CPU, and a record of every wait for it.
 
-They say that they are on the meta device: a torch without CUDA takes that from any operation.
+The tensors report the meta device, which a torch without CUDA accepts from any operation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A scorer without a model: rewards from a hash of the text. Picklable, so that Beam can carry it."""
+"""A scorer without a model: rewards from a hash of the text. Picklable, so that Beam can send it to workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests remember of Beam's look-ups is what Beam finds, and no option of one pipeline reaches another."""
+"""Cached look-ups are equal to those of Beam, and no option of one pipeline reaches another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index of packages that has torch and what torch needs, and nothing else, as the index of its CPU builds."""
+"""A package index with only torch and its dependencies, like the index of torch's CPU builds."""
 
 from __future__ import annotations
 

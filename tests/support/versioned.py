@@ -1,4 +1,4 @@
-"""A corpus and versions of its outputs, on disk or on an emulated store; and a reader who polls what `latest.json` names."""
+"""A corpus and versions of its outputs, on disk or on an emulated store; and a reader that polls the output in `latest.json`."""
 
 from __future__ import annotations
 

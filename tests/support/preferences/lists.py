@@ -1,4 +1,4 @@
-"""Rows of the formats with many responses to a prompt, in one row or one response a row."""
+"""Rows of the formats with many responses to a prompt, all in one row or one per row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of the formats with two responses of which one is preferred."""
+"""Rows of the formats with two responses, one of them preferred."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows in the exact schemas of data sets that people have, column by column; the texts are our own."""
+"""Rows in the exact schemas of real data sets, column by column; the texts are our own."""
 
 from __future__ import annotations
 
