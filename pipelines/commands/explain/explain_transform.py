@@ -1,9 +1,9 @@
 """`bestkept select --explain`: for one prompt, why each of its responses was kept or dropped, step by step.
 
-The graph is that of the selection, up to the rows that it keeps. Beside it, the prompt's rows are taken from the score files, and
-their way through the steps is repeated with the cuts that the selection settled. It runs on this machine and writes only to a
-temporary directory, and never text. The cost is that of a selection without export; a prompt that is named by its text is first
-looked for in the corpus.
+The graph is that of the selection, up to the rows that it keeps. The prompt's rows are also read from the score files, and the
+steps are repeated on them with the cuts that the selection settled. The command runs on this machine and writes only to a
+temporary directory, and no text. It costs as much as a selection without export; a prompt that is named by its text is first
+searched for in the corpus.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ _KEYS = "a prompt_id of the output or at least its first 8 characters, FILE:ROW,
 
 
 def explain(config: RunConfig, key: str, flags: Sequence[str] = (), *, with_text: bool = False) -> dict[str, Any]:
-    """Return what selection does to a prompt, as plain JSON values, `with_text` also its messages and the responses.
+    """Return the verdicts of the selection on a prompt as plain JSON values, and, `with_text`, its messages and responses.
 
-    `key` is its `prompt_id` or the beginning of that, a row as `FILE:ROW`, or the beginning of the prompt's text. Raises
+    `key` is the prompt's `prompt_id` or a prefix of it, a row as `FILE:ROW`, or the beginning of the prompt's text. Raises
     `ConfigError` for an empty key and for flags of Beam, `InputError` for a key that fits no prompt or several, and the errors of
     a selection. See `explanation` for the result.
     """
@@ -98,7 +98,7 @@ def explain(config: RunConfig, key: str, flags: Sequence[str] = (), *, with_text
 
 
 def find_row(key: str, plan: Plan, *, skip_bad_files: bool) -> FoundRow:
-    """Return the first row of the one prompt that a place or the beginning of a text names."""
+    """Return the first row of the prompt that a place or the beginning of its text names."""
     place = name_place(key, plan.files)
     if place is not None:
         return row_at(place, plan)
@@ -135,7 +135,7 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Explain(beam.PTransform):  # type: ignore[misc]
-    """Root → the answer, written to `answer`: an explanation, or `matches` where they are not one."""
+    """Root → the answer, written to `answer`: an explanation, or `matches` if not exactly one prompt fits."""
 
     config: RunConfig
     selection: Selection
@@ -162,7 +162,7 @@ class Explain(beam.PTransform):  # type: ignore[misc]
         return barrier | "WriteAnswer" >> beam.ParDo(write, *sides)
 
     def _find_prompt(self, scored: Any) -> tuple[Any, Any]:
-        """Return (rows of the prompts that fit the key, one number: how many prompts there are)."""
+        """Return (rows of the prompts that fit the key, the number of all prompts as one element)."""
         find = beam.ParDo(FindPrompt(self.key, _needs(self.selection))).with_outputs("keys", main="rows")
         found = scored | "FindPrompt" >> find
         counts = found.keys | "GroupKeys" >> beam.GroupByKey() | "CountKeys" >> beam.Map(count_keys)
@@ -186,8 +186,8 @@ def matching(high: Any, low: Any, prefix: str) -> Mask:
 
 @dataclass(eq=False)
 class FindPrompt(beam.DoFn):  # type: ignore[misc]
-    """Descriptor → (key, file, unit, start of the unit, scored rows, rejected rows) of each key that fits; and its distinct keys,
-    to be counted, by their first byte."""
+    """Descriptor → (key, file, unit, start of the unit, scored rows, rejected rows) of each key that fits; also all distinct keys
+    by first byte, for counting."""
 
     prefix: str
     needs: Needs
@@ -225,20 +225,20 @@ def _of_key(rows: Candidates, key: int) -> Mask:
 
 
 def count_keys(element: tuple[int, Iterable[bytes]]) -> int:
-    """Return the number of distinct keys of (first byte, keys of several score files)."""
+    """Return the number of distinct keys in (first byte, keys of several score files)."""
     keys = np.frombuffer(b"".join(element[1]), dtype=np.uint64).reshape(-1, 2)
     return len(np.unique(keys, axis=0))
 
 
 def kept_places(unit: KeptUnit, prefix: str, needs: Needs) -> list[ResponsePlace]:
-    """Return the places of the kept responses whose prompt fits."""
+    """Return the places of the kept responses whose prompt has this prefix."""
     rows = unpack([unit.kept], needs)
     return response_places(rows.take(matching(rows.key_high, rows.key_low, prefix)))
 
 
 @dataclass(eq=False)
 class WriteAnswer(beam.DoFn):  # type: ignore[misc]
-    """Impulse, with everything else as side inputs → the answer, written to a file."""
+    """Impulse, with all other inputs as side inputs → the answer, written to a file."""
 
     plan_path: str
     selection: Selection
@@ -294,8 +294,8 @@ def explanation(
 ) -> dict[str, Any]:
     """Return the prompt's id, the steps with their settings, and its rows in the order of the input.
 
-    Each row has file, place, response index, reward, tokens (None where there is no tokenizer), reason of rejection, whether the
-    selection keeps it, and its verdict by step. `places` says where the rows are read again.
+    Each row has file, place, response index, reward, tokens (None if there is no tokenizer), reason of rejection, whether the
+    selection keeps it, and its verdict by step. `places` are the places from which the texts are read.
     """
     starts = {(file, unit): start for _, file, unit, start, _, _ in parts}
     tokens = rows.tokens.tolist() if plan.mapping.reward is None else [None] * len(rows)
@@ -320,8 +320,8 @@ def explanation(
 
 
 def _unusable(found: FoundRow, plan: Plan, selection: Selection, *, with_text: bool) -> dict[str, Any]:
-    """Return the explanation of a row without a usable prompt, which is rejected before anything is scored; its text is that of
-    the columns as they were read."""
+    """Return the explanation of a row without a usable prompt, which is rejected before scoring; its text is that of the columns
+    as read."""
     key, start, row = plan.files[found.file].key, found.unit.start, found.row
     entries = [
         _entry(key, start, row.number, response)

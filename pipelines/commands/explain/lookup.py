@@ -1,7 +1,7 @@
-"""Rows of the corpus for `bestkept select --explain`: by place, by the beginning of their text, and their texts. No Beam.
+"""Rows of the corpus for `bestkept select --explain`: by place or by the beginning of their text, and their texts. No Beam.
 
-name_place("a.jsonl:17", files)     # the file and the row; None for what names none
-find_rows("How do I", plan, ...)    # rows whose text begins so
+name_place("a.jsonl:17", files)     # the file and the row; None if the key names no place
+find_rows("How do I", plan, ...)    # rows whose text begins with these words
 read_texts(plan, places, ...)       # the prompt and the responses at places
 """
 
@@ -25,7 +25,7 @@ from pipelines.storage.files import absolute
 from rm.conversations import describe_response, response_hash, to_messages
 
 MOST_SHOWN = 10
-"""Prompts in a list of several; a search for more text ends there."""
+"""The number of prompts that are listed if several match; a search ends after one more."""
 
 _PLACE = re.compile(
     r"(?P<file>.+):(?:row |line )?(?P<row>\d{1,18})(?: (?:after byte|of the unit at) (?P<start>\d{1,18}))?",
@@ -34,7 +34,7 @@ _PLACE = re.compile(
 
 
 class Place(NamedTuple):
-    """A row as a user names it."""
+    """The place of a row, as named by a user."""
 
     file: int  # number in the plan
     row: int  # counted from 1, in the file or from the start of a unit
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 class FoundRow(NamedTuple):
-    """A row of the corpus and where it is."""
+    """A row of the corpus and its place."""
 
     file: int  # number in the plan
     unit: Unit
@@ -50,15 +50,15 @@ class FoundRow(NamedTuple):
 
     @property
     def key(self) -> str | None:
-        """The id of its prompt; None where the row has no usable prompt."""
+        """The id of its prompt; None if the row has no usable prompt."""
         return None if self.row.group_key is None else self.row.group_key.hex()
 
 
 def name_place(key: str, files: Sequence[InputFile]) -> Place | None:
-    """Return the place that `FILE:ROW` names; None for a key that is none.
+    """Return the place that `FILE:ROW` names; None for a key that names no place.
 
-    FILE is the whole path, the path below the input's folder, or the end of one. Raises `InputError` where several files of the
-    corpus end so, where none does though FILE has the name of one, and for row 0.
+    FILE is the whole path, the path below the input's folder, or the end of a path. Raises `InputError` if FILE fits several
+    files of the corpus, if it fits none although it has the name of one, and for row 0.
     """
     match = _PLACE.fullmatch(key)
     if match is None:
@@ -83,7 +83,7 @@ def _listed(files: Sequence[InputFile]) -> str:
 
 
 def row_at(place: Place, plan: Plan) -> FoundRow:
-    """Return the row at a place. Raises `InputError` where the file has no such row, and what reading it raises."""
+    """Return the row at a place. Raises `InputError` if the file has no such row, and the errors of reading it."""
     file = plan.files[place.file]
     before = 0
     for unit in split_units(file):
@@ -109,11 +109,11 @@ def row_at(place: Place, plan: Plan) -> FoundRow:
 
 
 def find_rows(text: str, plan: Plan, *, skip_bad_files: bool) -> list[FoundRow]:
-    """Return the first row of each prompt with a message that begins with the text, and rows without a usable prompt of which a
-    column does; at most one more than `MOST_SHOWN`.
+    """Return the first row of each prompt with a message that begins with the text, and rows without a usable prompt if a column
+    begins with it; at most one more than `MOST_SHOWN`.
 
-    Space of any kind counts as one space. It reads the corpus. Raises what reading raises, but with `skip_bad_files` it passes
-    over files that cannot be read.
+    Any run of whitespace counts as one space. The function reads the corpus and raises the errors of reading; with
+    `skip_bad_files`, it skips files that cannot be read.
     """
     beginning, matches = _even(text), dict[Any, FoundRow]()
     for number, file in enumerate(plan.files):
@@ -157,13 +157,13 @@ def _even(text: str) -> str:
 
 
 def place_name(plan: Plan, found: FoundRow) -> str:
-    """Return the place of a row as `--explain` takes it, such as `a.jsonl:line 17`."""
+    """Return the place of a row as `--explain` accepts it, such as `a.jsonl:line 17`."""
     key = plan.files[found.file].key
     return f"{key}:{place_of(key, found.unit.start, found.row.number)}"
 
 
 def with_names(verdict: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return a verdict in which the row that is kept instead is named as `--explain` takes it."""
+    """Return a verdict that names the row that is kept instead as `--explain` accepts it."""
     if verdict.get("like") is None:
         return verdict
     number, unit_number, row, _ = verdict["like"]
@@ -173,7 +173,7 @@ def with_names(verdict: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def with_ngrams(content: dict[str, Any], plans: Plans, places: Sequence[ScoredPlace], *, steps: Sequence[Step]) -> None:
-    """Add to the verdicts of `decontaminate` on an explained prompt the first words that are shared, and the files with them."""
+    """Add the first shared words, and the files that contain them, to the verdicts of `decontaminate` on an explained prompt."""
     leaking = [row for row in content["rows"] for verdict in row["steps"] if verdict.get("files_hit")]
     if not leaking:
         return
@@ -194,7 +194,7 @@ def with_ngrams(content: dict[str, Any], plans: Plans, places: Sequence[ScoredPl
 
 
 class ScoredPlace(NamedTuple):
-    """The place at which the text of a response is read again."""
+    """The place from which the text of a response is read."""
 
     file: int
     unit: int
@@ -204,14 +204,14 @@ class ScoredPlace(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """The messages of a prompt, and its responses; None where a row has none that can be read."""
+    """The messages of a prompt, and its responses; None for a response that cannot be read."""
 
     prompt: list[dict[str, Any]]
     responses: list[str | None]
 
 
 def read_texts(plan: Plan, places: Sequence[ScoredPlace], *, prompt_id: str) -> Texts:
-    """Read the responses at these places, in their order, and their prompt. Raises `InputError` where an input has changed."""
+    """Read the responses at these places, in order, and their prompt. Raises `InputError` if an input has changed."""
     rows: dict[tuple[int, int, int], Row] = {}
     for file_number, unit_number in sorted({(place.file, place.unit) for place in places}):
         file, unit = plan.files[file_number], unit_of(plan.files[file_number], unit_number)

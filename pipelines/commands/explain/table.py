@@ -1,4 +1,4 @@
-"""The printed form of `bestkept select --explain`: a table, with `--text` the texts below it, or one JSON object."""
+"""The printed form of `bestkept select --explain`: a table, followed by the texts with `--text`, or one JSON object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rm.conversations import describe_message
 
 
 def explain_and_print(config: RunConfig, prompt: str, flags: Sequence[str], *, as_json: bool, with_text: bool) -> None:
-    """Explain the selection for one prompt with progress shown, and print the explanation. Raises as `explain` does."""
+    """Explain the selection for one prompt while showing progress, and print the explanation. Raises the errors of `explain`."""
     with showing_progress():
         explanation = explain(config, prompt, flags, with_text=with_text)
     if as_json:
@@ -37,7 +37,7 @@ def explain_and_print(config: RunConfig, prompt: str, flags: Sequence[str], *, a
 def explanation_table(explanation: Mapping[str, Any]) -> Table:
     """Return one row for each response in the order of the input, with a line for each step that it reached.
 
-    The title says how many are kept and, where there are none, what they were dropped by.
+    The title has the number of kept responses and, if it is zero, the steps that dropped them.
     """
     rows = explanation["rows"]
     several, counted = (any(row[name] for row in rows) for name in ("response_index", "tokens"))
@@ -66,7 +66,7 @@ def _summary(explanation: Mapping[str, Any]) -> str:
 
 
 def _end(row: Mapping[str, Any]) -> str:
-    """Return what became of a response that is not kept, in words."""
+    """Return, in words, why a response is not kept."""
     if row["rejected"] is not None:
         return f"rejected ({row['rejected']})"
     number, step = next(
@@ -87,7 +87,7 @@ def _short(value: Any) -> str:
 
 
 def texts_of(explanation: Mapping[str, Any]) -> Iterator[Text]:
-    """Yield the messages of the prompt and each response under its place, whole, as they can be shown on a terminal."""
+    """Yield the full messages of the prompt, and each full response under its place, in a form that is safe on a terminal."""
     for message in explanation.get("prompt") or ():
         yield Text.assemble((f"\n{message['role']}: ", "bold cyan"), visible(describe_message(message)))
     for row in explanation["rows"]:

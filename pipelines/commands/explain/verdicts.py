@@ -1,6 +1,6 @@
-"""Verdicts of each step on the responses to one prompt, with the numbers that decide. Pure.
+"""Verdicts of each step on the responses to one prompt, with the deciding numbers. Pure.
 
-The rules and the settled cuts themselves decide what is kept (`select.selection.apply_step`); this module adds the numbers.
+The rules and the settled cuts decide which rows are kept (`select.selection.apply_step`); this module adds the numbers.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from pipelines.select.top import CutEdge, CutEdges, Strata
 ResponsePlace = tuple[int, int, int, int]
 """File, unit, row, response."""
 Cuts = Mapping[int, tuple[Settled, Any]]
-"""Step number → the settled cut of a `top`, and what it came to over all prompts; of `on_topic` its gap, twice."""
+"""Step number → the settled cut of a `top`, and its result over all prompts; for `on_topic`, its gap in both places."""
 Verdict = dict[str, Any]
-"""`rule`, `verdict` (kept, dropped, paired: the rejected side of a pair; or dropped before), and the numbers by name."""
+"""`rule`, `verdict` (kept, dropped, paired for the rejected side of a pair, or dropped before), and the numbers by name."""
 
 Dropped = Mapping[int, Structured]
-"""Step number → the rows that it drops as like others (`DROPPED`)."""
+"""Step number → the rows that it drops because they are similar to others (`DROPPED`)."""
 
 DROPPED_BEFORE = "dropped before"
 NONE: Standards = {}
@@ -58,9 +58,9 @@ def verdicts(
     standards: Standards = NONE,
     dropped: Dropped = NOTHING_DROPPED,
 ) -> dict[ResponsePlace, list[Verdict]]:
-    """Return by place the verdicts on all scored responses to one prompt, one for each step in order.
+    """Return the verdicts on all scored responses to one prompt by place, one for each step in order.
 
-    Raises `ValueError` where a step needs a curve, a cut or a temperature that is missing.
+    Raises `ValueError` if a step needs a curve, a cut or a temperature that is missing.
     """
     by_place: dict[ResponsePlace, list[Verdict]] = {place: [] for place in response_places(rows)}
     sides: dict[str, Any] = {"curve": curve, "cuts": cuts, "standards": standards, "dropped": dropped}
@@ -90,7 +90,7 @@ def follow(
     standards: Standards = NONE,
     dropped: Dropped = NOTHING_DROPPED,
 ) -> Iterator[tuple[int, Step, Candidates, Candidates]]:
-    """Yield (number, step, rows before it, rows after it) of every step; each step gets the rows that the one before kept."""
+    """Yield (number, step, rows before it, rows after it) for every step; each step gets the rows that the previous one kept."""
     for number, step in enumerate(selection.steps):
         if step.length_correction is not None:
             if curve is None:
@@ -118,7 +118,7 @@ def _rejected_places(rows: Candidates) -> list[ResponsePlace]:
 def _numbers(
     step: Step, rows: Candidates, after: Candidates, *, temperature: float | None, edges: CutEdges
 ) -> list[dict[str, Any]]:
-    """Return the numbers that the step compares, for each of `rows`: those of one prompt that are left."""
+    """Return the numbers that the step compares, for each of `rows`: the remaining rows of one prompt."""
     if step.best_of_n is not None:
         columns = _best_of_n(rows, step.best_of_n, step.best_of_n.temperature or temperature)
     elif step.threshold is not None:
@@ -168,7 +168,7 @@ def _best_of_n(rows: Candidates, rule: BestOfN, temperature: float | None) -> di
     if rule.distinct:
         first = first_of_texts(rows)
         columns = _best_of_n(rows.take(first), rule.model_copy(update={"distinct": None}), temperature)
-        ranks = np.full(len(rows), np.nan)  # of a text that a better row has
+        ranks = np.full(len(rows), np.nan)  # NaN if a better row has the same text
         ranks[first] = columns["rank"]
         return columns | {"rank": [None if np.isnan(rank) else int(rank) for rank in ranks], "distinct": True}
     ordered = np.sort(rows.reward.astype(np.float64))[::-1]
@@ -253,7 +253,7 @@ def _on_topic(rows: Candidates, rule: OnTopic, settled: Any) -> dict[str, Any]:
 
 
 def _by_row(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Return columns, or one value for all rows, as one dict a row; a number that is not finite becomes None."""
+    """Return columns, or single values for all rows, as one dict per row; a number that is not finite becomes None."""
     whole: dict[str, list[Any]] = {}
     for name, column in columns.items():
         values = column.tolist() if isinstance(column, np.ndarray) else column

@@ -1,1 +1,1 @@
-"""`bestkept inspect`: the way that rows are read, with numbers and examples of the text."""
+"""`bestkept inspect`: how rows are read, with numbers and examples of the text."""

@@ -1,7 +1,7 @@
-"""`bestkept inspect`: describes how files are read, before anything is spent on them. Reads a bounded part, writes nothing.
+"""`bestkept inspect`: describes how files are read, before a run spends time on them. Reads a bounded part, writes no file.
 
-The result is one mapping, which `--json` prints: files, rows, columns, and the files as a corpus and as preferences, if
-they can be read so. `tables.py` renders it for people.
+The result is one mapping, which `--json` prints: files, rows, columns, and the files as a corpus and as preferences, if they can
+be read as such. `tables.py` renders it for people.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _FILES_LISTED = 20
 def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
     """Return the description of the files, with the first `shown` conversations.
 
-    Raises `InputError` for files that cannot be read, and `ModelLoadError`. A format that cannot be detected is no error: the
-    mapping then holds what must be asked, see `question`.
+    Raises `InputError` for files that cannot be read, and `ModelLoadError`. A format that cannot be detected is not an error: the
+    mapping then contains the question for the user, see `question`.
     """
     limit = config.limits.max_row_bytes
     files = [with_codec(file) for file in list_files(config.files)]
@@ -80,7 +80,7 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
 
 @contextmanager
 def named_path(path: str) -> Iterator[str]:
-    """The path that is to be inspected: `-` is a file, for as long, with the lines of standard input."""
+    """The path to inspect; for `-`, a temporary file with the lines of standard input."""
     if path != "-":
         yield path
         return
@@ -92,7 +92,7 @@ def named_path(path: str) -> Iterator[str]:
 
 
 def question(document: Mapping[str, Any]) -> str | None:
-    """Return what must be answered before a run, where the files are neither a corpus nor preferences for certain; else None."""
+    """Return the question to answer before a run if the files are neither a corpus nor preferences for certain; else None."""
     views = [document["corpus"], document["preferences"]]
     if any(view["detected"] for view in views):
         return None
@@ -103,7 +103,7 @@ def question(document: Mapping[str, Any]) -> str | None:
 def _detect(
     config: InspectConfig, names: Sequence[str], rows: Sequence[RowValues], where: str
 ) -> Detection | InputError:
-    """Return the detected mapping, or the error as part of the answer; raise it where the user says how to read the files."""
+    """Return the detected mapping, or the error as part of the answer; raise it if the user configured how to read the files."""
     try:
         settings = config.input
         return detect(
@@ -122,7 +122,7 @@ def _detect(
 
 
 def _refuse_mixed(files: Sequence[InputFile], mapping: RowMapping, *, max_row_bytes: int) -> None:
-    """Raise `InputError` where one of some files, spread over all, has none of the columns that the first one has."""
+    """Raise `InputError` if one of some files, spread over all, lacks a mapped column of the first file."""
     needed = [name for name in (mapping.messages, mapping.prompt, mapping.response, mapping.responses) if name]
     needed = [mapping.column_of(name) for name in needed]
     step = max(1, len(files) // _FILES_COMPARED)

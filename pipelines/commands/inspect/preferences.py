@@ -1,4 +1,4 @@
-"""Description of the rows of `bestkept inspect` as preferences, as `bestkept train` would read them."""
+"""Description of rows as preferences for `bestkept inspect`, as `bestkept train` would read them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def describe_preferences(
 ) -> dict[str, Any]:
     """Return format, judgements, rejections, lengths and the first `shown` groups of these rows, or why they are no preferences.
 
-    A text in place of a row is the reason why it cannot be read. Raises `InputError` where `data` configures how rows are
-    read, and they cannot be read so.
+    A string in place of a row is the reason why it cannot be read. Raises `InputError` if `data` configures how rows are read,
+    and they cannot be read that way.
     """
     from rm.preferences import (
         PreferenceError,
@@ -88,7 +88,7 @@ def _describe_failure(error: PreferenceError) -> dict[str, Any]:
 
 
 def _present_needs(format: Format, roles: Container[str]) -> list[str]:
-    """Return, for each column that a format needs, the name under which the rows have it."""
+    """Return, for each column that a format needs, its name in the rows."""
     alternatives = [[need] if isinstance(need, str) else need for need in format.needs]
     return [next(name for name in names if name in roles) for names in alternatives]
 

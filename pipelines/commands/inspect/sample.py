@@ -17,9 +17,9 @@ from pipelines.corpus.unreadable import reading_input
 from pipelines.storage.files import open_for_reading
 
 FIRST_ROWS = 2000
-SPREAD = 8  # places beyond these
+SPREAD = 8  # places after the first rows
 ROWS_A_PLACE = 250
-COUNTED_BYTES = 64 * 2**20  # of JSON lines, as stored: above, rows are estimated
+COUNTED_BYTES = 64 * 2**20  # of JSON lines, as stored; in larger inputs, rows are estimated
 _PART_BYTES = 2**20
 _OPENED_AT_ONCE = 8
 _BATCH_ROWS = 16
@@ -39,8 +39,8 @@ class SampledRows(NamedTuple):
     """The rows of the sample."""
 
     rows: list[SampledRow]
-    whole: bool  # these are all rows of the files
-    places: int  # beyond the first rows
+    whole: bool  # True if these are all rows of the files
+    places: int  # after the first rows
 
 
 class RowCount(NamedTuple):
@@ -59,8 +59,8 @@ def all_units(files: Sequence[InputFile]) -> list[FileUnit]:
 def sample_rows(units: Sequence[FileUnit], mapped: Sequence[str], *, max_row_bytes: int) -> SampledRows:
     """Return the first rows in order, and some from places spread evenly over the bytes that follow.
 
-    A value that cannot be read makes its row a reason only in the columns `mapped`. Raises `InputError`, also for a Parquet
-    file that lacks one of these columns.
+    An unreadable value replaces its row by the reason only in the columns `mapped`. Raises `InputError`, also for a Parquet file
+    that lacks one of these columns.
     """
     rows: list[SampledRow] = []
     for at, (file, unit) in enumerate(units):
@@ -77,9 +77,9 @@ def sample_rows(units: Sequence[FileUnit], mapped: Sequence[str], *, max_row_byt
 
 
 def spread(units: Sequence[FileUnit]) -> list[FileUnit]:
-    """Return parts of `units` that begin at the middles of `SPREAD` equal shares of their bytes; none overlaps another.
+    """Return parts of `units` that begin at the middles of `SPREAD` equal shares of their bytes; no two overlap.
 
-    A row group or a compressed file can only be read from its beginning, and is taken once.
+    A row group or a compressed file can be read only from its beginning, and occurs only once.
     """
     total = sum(unit.input_bytes for _, unit in units)
     targets = [total * (2 * n + 1) // (2 * SPREAD) for n in range(SPREAD)]
@@ -99,7 +99,7 @@ def spread(units: Sequence[FileUnit]) -> list[FileUnit]:
 
 
 def count_rows(units: Sequence[FileUnit], *, max_row_bytes: int) -> RowCount:
-    """Count the rows of all units: in Parquet from footers; in JSON lines all up to `COUNTED_BYTES`, else those of some parts."""
+    """Count the rows of all units: for Parquet from footers; for JSON lines fully up to `COUNTED_BYTES`, else in some parts."""
     if all(file.kind == "parquet" for file, _ in units):
         return RowCount(sum(unit.end - unit.start for _, unit in units), exact=True)
     total = sum(unit.input_bytes for _, unit in units)
@@ -112,7 +112,7 @@ def count_rows(units: Sequence[FileUnit], *, max_row_bytes: int) -> RowCount:
 
 
 def _lines_in_part(file: InputFile, unit: Unit, max_row_bytes: int) -> tuple[int, int]:
-    """Return (rows, or ends of lines; bytes as stored) at the beginning of a unit."""
+    """Return (rows or line ends, stored bytes) of the beginning of a unit."""
     if file.compression is not None:
         rows = read = 0
         for _, _, seen in row_lines(file, unit, max_row_bytes=max_row_bytes):
@@ -131,7 +131,7 @@ def _is_divisible(file: InputFile) -> bool:
 
 
 def _rows(file: InputFile, unit: Unit, mapped: Sequence[str], max_row_bytes: int) -> Iterator[tuple[SampledRow, int]]:
-    """Yield the rows of a unit, each with the bytes of it that have been read by then."""
+    """Yield the rows of a unit, each with the number of the unit's bytes read so far."""
     if file.kind == "parquet":
         values = ((value, 0) for value in _parquet_rows(file, unit, mapped, max_row_bytes))
     else:

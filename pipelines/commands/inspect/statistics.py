@@ -1,4 +1,4 @@
-"""Statistics of a sample of prompts and responses: lengths, responses per prompt, repetitions; and of its columns. Pure."""
+"""Statistics of a sample of prompts and responses (lengths, responses per prompt, repetitions) and of its columns. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
 from rm.conversations import TOOLS, Conversation, count_characters, prompt_key
 
 Lengths = Callable[[Conversation, Sequence[str]], Sequence[tuple[int, int] | str]]
-"""(prompt, responses) → (tokens of the prompt, tokens of the response) for each response, or why it has none."""
+"""(prompt, responses) → for each response (tokens of the prompt, tokens of the response), or why it has no tokens."""
 
 
 class PromptResponses(NamedTuple):
@@ -23,7 +23,7 @@ class PromptResponses(NamedTuple):
 
 
 def distribution(values: Iterable[int]) -> dict[str, int] | None:
-    """Return `median`, `p95` and `max`: the least value that half, and 95 %, of all do not exceed; None without values."""
+    """Return `median`, `p95` and `max`: the smallest values that 50 %, 95 % and all values do not exceed; None without values."""
     array = np.fromiter(values, dtype=np.int64)
     if not len(array):
         return None
@@ -32,10 +32,10 @@ def distribution(values: Iterable[int]) -> dict[str, int] | None:
 
 
 def response_statistics(rows: Sequence[PromptResponses]) -> dict[str, Any]:
-    """Return numbers of usable rows; lengths in characters, those of prompts over distinct ones.
+    """Return statistics of usable rows; lengths are in characters, those of prompts over distinct prompts.
 
-    `repeated_prompts` are rows whose prompt an earlier row has, `repeated_responses` responses that an earlier one to the same
-    prompt equals.
+    `repeated_prompts` counts rows whose prompt occurs in an earlier row, `repeated_responses` responses that equal an earlier one
+    to the same prompt.
     """
     prompts: dict[bytes, Conversation] = {}
     counts: Counter[bytes] = Counter()
@@ -68,7 +68,7 @@ def response_statistics(rows: Sequence[PromptResponses]) -> dict[str, Any]:
 
 
 def token_statistics(rows: Sequence[PromptResponses], lengths: Lengths, *, max_length: int) -> dict[str, Any]:
-    """Return lengths in tokens of every response with its prompt, and how many are longer than `max_length` together."""
+    """Return the lengths in tokens of responses with their prompts, and the number of pairs longer than `max_length`."""
     measured = [length for prompt, responses in rows for length in lengths(prompt, responses)]
     pairs = [length for length in measured if not isinstance(length, str)]
     over = sum(sum(pair) > max_length for pair in pairs)
@@ -86,7 +86,7 @@ def token_statistics(rows: Sequence[PromptResponses], lengths: Lengths, *, max_l
 def column_statistics(
     names: Sequence[str], rows: Sequence[RowValues], roles: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Return for every column the kind of most of its values, its nulls, its blank texts, and its role or None."""
+    """Return, for every column, the kind of most of its values, the numbers of nulls and blank texts, and its role or None."""
     kinds = FirstRows(names, rows).kinds
     described = []
     for name in names:

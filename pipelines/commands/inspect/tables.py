@@ -1,6 +1,6 @@
 """The printed form of `bestkept inspect`: the mapping that `--json` prints, as tables and conversations.
 
-Text of rows is shown as it is, except that control characters become pictures and long texts lose their middle.
+Text of rows is shown unchanged, except that control characters become pictures and long texts lose their middle.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def print_inspection(document: Json, *, as_json: bool) -> None:
 
 
 def render(document: Json) -> Iterator[RenderableType]:
-    """Yield everything in order: files, columns, then each view with its first conversations."""
+    """Yield all parts in order: files, columns, then each view with its first conversations."""
     yield _files(document)
     yield _columns(document["columns"])
     views = {"corpus": document["corpus"], "preferences": document["preferences"]}
@@ -191,7 +191,7 @@ def _judgements(example: Json) -> list[Text]:
 
 
 def _as_read(read: Json, model: Json, *, one_of_several: bool) -> Text:
-    """Return what the model reads; special tokens are coloured, and in brackets where no colour is seen."""
+    """Return the text that the model reads; special tokens are coloured, and in brackets for output without colour."""
     if "rejected" in read:
         return Text(f"the model's template rejects it: {read['rejected']}", style="bold red")
     cut = f", cut to {model['max_length']:,}" if read["truncated"] else ""
@@ -206,7 +206,7 @@ def _as_read(read: Json, model: Json, *, one_of_several: bool) -> Text:
 
 
 def shortened(content: str) -> str:
-    """Return the content, without its middle where it is long."""
+    """Return the content, without its middle if it is long."""
     if len(content) <= _SHOWN_CHARACTERS:
         return content
     head, tail = _SHOWN_CHARACTERS * 3 // 4, _SHOWN_CHARACTERS // 4
