@@ -1,4 +1,4 @@
-"""JSON in one fixed form, its digest, and the type of a document that is read."""
+"""JSON in one canonical form, its digest, and the type of a parsed document."""
 
 from __future__ import annotations
 

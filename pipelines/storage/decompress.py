@@ -1,4 +1,4 @@
-"""Streaming decompression of .gz, .zst, .bz2 and .xz that reports a cut file as an error, and holds little in memory."""
+"""Streaming decompression of .gz, .zst, .bz2 and .xz in little memory; a truncated file is an error."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import zstandard
 
 _READ_BYTES = 16 * 1024
 _FEED_BYTES = {"gz": 16 * 1024, "zst": 1024, "bz2": 16 * 1024, "xz": 16 * 1024}
-"""The bytes that a decoder is given at once, so that a bomb expands in steps: gzip makes at most 1,032 bytes of one, zstd 128 KiB
-of four; so a step gives at most 16 MiB or 32 MiB. The others are asked for at most `_STEP_BYTES`."""
+"""The input of a decoder at one step, in bytes, so that a decompression bomb expands in steps: gzip expands one byte to at most
+1,032 bytes, zstd four bytes to 128 KiB, so a step yields at most 16 MiB or 32 MiB. The other decoders limit their output to
+`_STEP_BYTES`."""
 _STEP_BYTES = 2**20
 _XZ_MEMORY = 2**28
 MAGIC = {b"\x1f\x8b\x08": "gz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
-"""The first bytes of a compressed file, whatever its name."""
-_WINDOW_LOG = 27  # the most that zstd needs without --long: 128 MiB
+"""The first bytes of a compressed file, and its compression."""
+_WINDOW_LOG = 27  # the maximum that zstd needs without --long: 128 MiB
 
 
 def decompress(stream: BinaryIO, compression: str) -> Iterator[bytes]:
-    """Chunks of the decompressed stream (`gz`, `zst`, `bz2` or `xz`), several members or frames in a row included.
+    """Yield chunks of the decompressed stream (`gz`, `zst`, `bz2` or `xz`), which may have several members or frames.
 
-    Raises `EOFError` where the stream ends inside a member or has none, and `OSError` where it is not of this kind at all.
-    A file of several members that is cut exactly between two of them is a whole file of fewer, and nothing in it says
-    otherwise.
+    Raises `EOFError` if the stream ends inside a member or has none, and `OSError` if it does not have this format.
+    A file that is cut exactly between two members cannot be distinguished from a whole file with fewer members.
     """
     decoder: Any = None
     feed = _FEED_BYTES[compression]

@@ -1,4 +1,4 @@
-"""Opening and describing files on any fsspec file system, with errors that say what to do."""
+"""Opens and describes files on any fsspec file system, with errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pipelines.storage.stores.ranged_reader import open_remote
 from pipelines.storage.stores.remote_object import FsspecObject, RemoteObject
 from pipelines.storage.stores.retry import with_retries
 
-REQUESTS_AT_ONCE = 16  # threads of one process that mostly wait for storage
+REQUESTS_AT_ONCE = 16  # threads of one process, which mostly wait for storage
 
 
 def filesystem(path: str) -> tuple[Any, str]:
-    """The file system of a path or URL, and the path on it. Raises `ConfigError` for an unknown or missing driver."""
+    """Return the file system of a path or URL, and the path on it. Raises `ConfigError` for an unknown or missing driver."""
     scheme = path.split("://", maxsplit=1)[0] if "://" in path else "file"
     extra = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}.get(scheme)
     try:
@@ -67,7 +67,7 @@ def is_local(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """`path` with a local one made absolute; URLs stay as they are."""
+    """Return a local path made absolute, and a URL unchanged."""
     return os.path.abspath(os.path.expanduser(path)) if "://" not in path else path
 
 
@@ -75,8 +75,8 @@ def join(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
-# Keys under which fsspec's drivers describe an object. The first that is there decides, so an order is kept: with another one,
-# every file of such a store would be read again.
+# Keys under which fsspec's drivers describe an object. The first one present decides. The order must not change: otherwise
+# versions would change, and files would be read again.
 _CHECKSUMS = (
     *("ETag", "etag", "md5Hash", "generation"),
     *("blob_id", "xet_hash"),  # the Hub
@@ -86,14 +86,14 @@ _CHECKSUMS = (
 _TIMES = (
     *("mtime", "LastModified", "updated"),
     *("last_modified", "Last-Modified", "modify", "modificationTime", "modified", "modifiedTime"),
-    "created",  # on some stores it stays when an object is overwritten
+    "created",  # on some stores unchanged when an object is overwritten
 )
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """Return what changes when an object does: its checksum or generation on object stores, its modification time locally.
+    """Return a value that changes with the object: its checksum or generation on object stores, its modification time locally.
 
-    Empty where the driver gives neither.
+    It is empty if the driver gives neither.
     """
     for key in _CHECKSUMS:
         if info.get(key):
@@ -105,7 +105,7 @@ def version_of(info: dict[str, Any]) -> str:
 
 
 def open_for_reading(path: str) -> BinaryIO:
-    """Open a file, local or remote, for reading; reads of a remote one that has changed since raise `StorageError`."""
+    """Open a local or remote file for reading; reads of a remote file that has changed since then raise `StorageError`."""
     fs, name = filesystem(path)
     return _open_locally(name) if isinstance(fs, LocalFileSystem) else _open_object(_object_on(fs, name, path))[0]
 
@@ -115,7 +115,7 @@ def _open_locally(name: str) -> BinaryIO:
 
 
 def _open_object(remote: RemoteObject) -> tuple[BinaryIO, StoredObject]:
-    """An open object, and what it was when it was opened, by the same request."""
+    """Return the open object and its status at that time, from the same request."""
     seen = remote.stat()
     if seen is None:
         raise FileNotFoundError(errno.ENOENT, "there is no such object", remote.place)
@@ -137,11 +137,11 @@ class OpenFile(NamedTuple):
 
     stream: BinaryIO
     status: StoredObject  # when it was opened
-    stays: bool  # whether all that is read is of the file with this status; reading raises `ObjectChanged` otherwise
+    stays: bool  # whether reads raise `ObjectChanged` once the file no longer has this status
 
 
 def open_with_status(path: str) -> OpenFile:
-    """Like `open_for_reading`, with what the file was when it was opened. Asks a store nothing more."""
+    """Open a file like `open_for_reading`, and return its status at that time. Sends no further request to a store."""
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         return OpenFile(_open_locally(name), status_of(path), stays=False)
@@ -150,7 +150,7 @@ def open_with_status(path: str) -> OpenFile:
 
 
 def status_of(path: str) -> StoredObject:
-    """A file as it is now. Raises `FileNotFoundError`, or `OSError` for a local one."""
+    """The current status of a file. Raises `FileNotFoundError`, or `OSError` for a local file."""
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         status = os.stat(name)
@@ -162,7 +162,7 @@ def status_of(path: str) -> StoredObject:
 
 
 def read_bytes(path: str) -> bytes | None:
-    """The whole object, or None where there is none."""
+    """Read the whole object; None if there is none."""
     fs, name = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
         return _object_on(fs, name, path).read()
@@ -177,7 +177,7 @@ def read_bytes(path: str) -> bytes | None:
 
 
 def read_with_version(path: str) -> tuple[bytes, str] | None:
-    """The whole object and its version, with which `publish.replace` replaces no other one; None where there is none."""
+    """Read the whole object and its version, for `publish.replace` to replace only this version; None if there is none."""
     remote = object_at(path)
     if remote is None:
         data = read_bytes(path)
@@ -187,7 +187,7 @@ def read_with_version(path: str) -> tuple[bytes, str] | None:
 
 
 def size_of(path: str) -> int | None:
-    """Bytes of a file as it is now, or None where there is none."""
+    """The current size of a file in bytes, or None if there is no file."""
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         return os.path.getsize(name) if os.path.isfile(name) else None
@@ -196,7 +196,7 @@ def size_of(path: str) -> int | None:
 
 
 def anything_below(path: str) -> bool:
-    """Return whether there is a file of this name, or any in a directory of this name; local dot-names are not published yet."""
+    """Return whether there is a file of this name, or any below a directory of this name; unpublished files are ignored."""
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         below = itertools.chain.from_iterable(files for _, _, files in os.walk(name))
@@ -205,7 +205,7 @@ def anything_below(path: str) -> bool:
 
 
 def names_in(directory: str) -> list[str]:
-    """Names of the published files directly in a directory, sorted; none where there is no such directory."""
+    """Names of the published files directly in a directory, sorted; empty if there is no such directory."""
     fs, name = filesystem(directory)
     if isinstance(fs, LocalFileSystem):
         try:
@@ -220,16 +220,16 @@ def names_in(directory: str) -> list[str]:
 
 
 def sizes_in(directory: str) -> dict[str, int | None]:
-    """Bytes of the published files right in a directory, by name; none where there is no such directory."""
+    """Sizes of the published files directly in a directory, in bytes, by name; empty if there is no such directory."""
     if not is_local(directory):
         return {name: stored.bytes for name, stored in stored_in(directory).items()}
     return {name: size_of(join(directory, name)) for name in names_in(directory)}
 
 
 def stored_in(directory: str) -> dict[str, StoredObject]:
-    """The objects directly in a directory on an object store, by name; none where there is no such directory.
+    """The objects directly in a directory on an object store, by name; empty if there is no such directory.
 
-    Raises `StorageError`, and with some drivers `FileNotFoundError` where there is no bucket.
+    Raises `StorageError`, and with some drivers `FileNotFoundError` if there is no such bucket.
     """
     fs, name = filesystem(directory.rstrip("/"))
     entries = with_retries(lambda _: fs.find(name, maxdepth=1, detail=True), doing="list", place=directory)
@@ -241,9 +241,9 @@ def stored_in(directory: str) -> dict[str, StoredObject]:
 
 
 def check_writable(directory: str, *, named: str, remedy: str = "choose another output.path") -> None:
-    """Write into a local directory, or to where it would be made, before hours of work are spent for it; nothing is left there.
+    """Check that a local directory is writable or can be created, before hours of work depend on it. No file remains.
 
-    Raises `StorageError`, which calls it `named`, or `ConfigError` where a file stands in its place.
+    Raises `StorageError`, which calls the directory `named`, or `ConfigError` if a file is in its place.
     """
     place = filesystem(absolute(directory))[1]
     while not os.path.lexists(place):
@@ -274,5 +274,5 @@ def reading(path: str) -> Iterator[None]:
 
 
 def describe(error: OSError) -> str:
-    """The cause of an `OSError` in a few words, without the file's content."""
+    """The cause of an `OSError` in a few words, without content of the file."""
     return error.strerror or type(error).__name__

@@ -1,4 +1,4 @@
-"""The files that a path, a directory or a glob names."""
+"""Lists the files that a path, a directory or a glob names."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ class ListedFile(NamedTuple):
     """A file that an input pattern names."""
 
     path: str  # full path or URL
-    key: str  # relative to the directory above the first wildcard, which stays when the corpus grows
+    key: str  # relative to the directory above the first wildcard, which does not change when the corpus grows
     info: dict[str, Any]
-    named: bool  # by its own name, and not by a glob or a directory
+    named: bool  # whether the pattern is the file's name, not a glob or a directory
 
 
 class Search(NamedTuple):
     """The request for a pattern to a driver."""
 
-    path: str  # a name, or a glob in which the characters of directories' names are escaped
+    path: str  # a name, or a glob in which special characters of existing names are escaped
     root: str  # the name, or the directory above the first wildcard
     is_glob: bool
 
 
 def expand(pattern: str) -> list[ListedFile]:
-    """Files that a path, a directory or a glob names, sorted by path, and directories that a glob names without their files.
+    """List the files that a path, a directory or a glob names, sorted by path, and directories that a glob matches without their
+    files. The caller decides whether the files of such a directory are wanted.
 
-    The caller decides whether the files of such a directory were meant. In directories, hidden files and those that start with
-    an underscore are not data, unless they are named outright. A link to a file counts as a file, a broken link as one of size 0.
+    Files whose names begin with a dot or an underscore are not data, unless the path names them exactly. A link to a file counts
+    as a file, and a broken link as a file of size 0.
 
-    A path that exists wins over the same text as a glob: where there is a file `shard[1].jsonl`, that is meant, and not
-    `shard1.jsonl`; where there is a directory `run[1]`, then `run[1]/*.jsonl` are the files in it.
+    An existing path has priority over the same text as a glob: if there is a file `shard[1].jsonl`, the pattern names this file
+    and not `shard1.jsonl`; if there is a directory `run[1]`, then `run[1]/*.jsonl` names the files in it.
 
-    Raises `InputError` where nothing matches, a directory below the named one cannot be listed, or a link to a directory would
+    Raises `InputError` if nothing matches, a directory below the named one cannot be listed, or a link to a directory would
     have to be followed.
     """
     fs, path = filesystem(absolute(pattern))
@@ -77,8 +78,8 @@ def expand(pattern: str) -> list[ListedFile]:
 
 
 def _complete(fs: Any, entries: dict[str, dict[str, Any]], pattern: str) -> dict[str, dict[str, Any]]:
-    """The entries of a listing, with what the store says of single files whose size or version is not in the listing, as of a
-    web server. Raises `InputError` for a file of unknown size."""
+    """Complete the entries of a listing by requests for single files if it lacks their sizes or versions, as that of a web server
+    does. Raises `InputError` for a file of unknown size."""
 
     def look_at(name: str) -> dict[str, Any]:
         info = {**entries[name], **with_retries(lambda _: fs.info(name), doing="look at", place=pattern)}
@@ -100,13 +101,13 @@ def _complete(fs: Any, entries: dict[str, dict[str, Any]], pattern: str) -> dict
 
 
 def _refuse_credentials(names: Iterable[str], pattern: str) -> None:
-    """Raise `InputError` for a name with a secret in it, as a page of signed links has: names are printed and stored."""
+    """Raise `InputError` for a name that contains a secret, such as a signed link: names are printed and stored."""
     for name in filter(holds_credentials, names):
         raise InputError(f"input.path {pattern!r} matches {name!r}: {CREDENTIALS}, and list the files by plain URLs")
 
 
 def search_for(path: str, exists: Callable[[str], bool]) -> Search:
-    """The search that a path stands for. `exists` is asked only about names with characters of a glob."""
+    """The search for a path. `exists` is called only for names with special characters of a glob."""
     parts, names = path.split("/"), 0
     for count, part in enumerate(parts, start=1):
         if local_glob.has_magic(part) and not exists("/".join(parts[:count])):
@@ -129,8 +130,8 @@ def _find_locally(fs: LocalFileSystem, search: Search) -> dict[str, dict[str, An
 
 
 def _refuse_links(fs: LocalFileSystem, search: Search) -> None:
-    """Raise `InputError` where a wildcard matches a link to a directory with files of the pattern below it: fsspec leaves these
-    out."""
+    """Raise `InputError` if a wildcard matches a link to a directory that contains files of the pattern, which fsspec would
+    omit."""
     parts = search.path.split("/")
     for count in range(1, len(parts)):
         if not local_glob.has_magic(before := "/".join(parts[:count])):
@@ -144,27 +145,27 @@ def _refuse_links(fs: LocalFileSystem, search: Search) -> None:
 
 
 def exists_on(fs: Any, name: str, pattern: str) -> bool:
-    """Return whether there is a file or a directory of this name; on a store, an object of this name, or any below it."""
+    """Return whether a file or a directory has this name; on a store, whether an object has this name or is below it."""
     if isinstance(fs, LocalFileSystem):
         return os.path.exists(name)
     try:
         return bool(with_retries(lambda _: fs.find(name), doing="list", place=pattern))
-    except FileNotFoundError:  # gcsfs, where there is no bucket
+    except FileNotFoundError:  # raised by gcsfs for a missing bucket
         return False
 
 
 def _find_remotely(fs: Any, search: Search, pattern: str) -> dict[str, dict[str, Any]]:
-    """The entries of a listing by path. Drivers' `isdir` and `exists` are not used: they take a refusal for an absence."""
+    """The entries of a listing by path. Drivers' `isdir` and `exists` are not used, since they report denied access as absence."""
     path, ask = search.path, fs.glob if search.is_glob else fs.find
     try:
         entries = cast(
             "dict[str, dict[str, Any]]", with_retries(lambda _: ask(path, detail=True), doing="list", place=pattern)
         )
-    except FileNotFoundError:  # gcsfs, where there is no bucket
+    except FileNotFoundError:  # raised by gcsfs for a missing bucket
         raise StorageError(f"cannot list {pattern}: there is no such bucket; fix input.path") from None
     if (
         not entries and "http" in fs.protocol and not search.is_glob
-    ):  # `find` takes a server that is down for a missing file
+    ):  # `find` reports a server that is down as a missing file
         with suppress(FileNotFoundError):
             with_retries(lambda _: fs.ls(path), doing="list", place=pattern)
     if not entries and "s3" in fs.protocol and s3.bucket_is_missing(fs, path, pattern):
@@ -173,7 +174,7 @@ def _find_remotely(fs: Any, search: Search, pattern: str) -> dict[str, dict[str,
 
 
 def _all_below(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
-    """The files below a local directory. Raises `OSError` for a directory that cannot be listed, which fsspec leaves out."""
+    """The files below a local directory. Raises `OSError` for a directory that cannot be listed, which fsspec would omit."""
     entries = fs.find(path, detail=True, withdirs=True)
     for name, info in entries.items():
         if info["type"] == "directory":
@@ -182,7 +183,7 @@ def _all_below(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
 
 
 def _follow_link(name: str, info: dict[str, Any], *, recursive: bool) -> dict[str, Any]:
-    """The entry of the file or directory that a local link leads to."""
+    """The entry of the target of a local link."""
     try:
         status = os.stat(name)
     except OSError:  # broken or circular: opening it will report that

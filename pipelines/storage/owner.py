@@ -1,11 +1,11 @@
 """The owner of an output: settled once, before anything is published there, and never replaced.
 
-A claim (`finish/claim.py`) may be taken over as long as nothing is published, and a look at what is published is old as soon as
-it is taken: two runs may each believe that an output is theirs. So what publishes creates `owner.json` first, or finds that it
-names the same inputs and selection. If there are several at once, one wins, on
-disks and object stores alike; no clock decides, and no run need know which others are alive. In the same way `shards.json`
-settles how many shards there are: two runs with equal settings, between which an input was replaced by another of its size, may
-disagree, and their shards would stand side by side under other names.
+A claim (`finish/claim.py`) may be taken over as long as nothing is published, and a check of the published files is outdated at
+once: two runs may both conclude that an output is theirs. Therefore a run creates `owner.json` before it publishes, or finds
+that the file names the same inputs and selection. If several runs do so at once, one of them wins, on disks and object stores
+alike; no clock decides, and no run needs to know which others are alive. In the same way, `shards.json` settles the numbers of
+shards: two runs with equal settings may disagree if an input was replaced by another of the same size between them, and the
+output would contain shards of both under different names.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _PARTS = {"inputs": "input files or model", "selection": "select or output setti
 
 
 class Owner(NamedTuple):
-    """A selection of a corpus, and the output where it publishes."""
+    """A selection of a corpus, and the output to which it is published."""
 
     output: str
     inputs: str  # hashes
     selection: str
 
     def publish(self, name: str, write: Writer | bytes, *, shards: Mapping[str, int] | None = None) -> str:
-        """Publish a file of the output like `create_or_equal`, once it is settled that the output is this selection's; with
-        `shards`, that it has so many of each split."""
+        """Publish a file of the output like `create_or_equal`, once the output is settled to be this selection's; with `shards`,
+        once the number of shards of each split is also settled."""
 
         def settle() -> None:
             self.settle()
@@ -43,9 +43,9 @@ class Owner(NamedTuple):
         return create_or_equal(join(self.output, name), write, first=settle)
 
     def settle(self) -> None:
-        """Settle that the output is this selection's, or find that it is; before anything is published there.
+        """Make this selection the owner of the output, or check that it is, before anything is published there.
 
-        Raises `ConflictError` where it is another's, or claimed by another run since; `StorageError` where the claim is gone.
+        Raises `ConflictError` if another selection owns the output or has claimed it, and `StorageError` if the claim is missing.
         """
         if self.is_settled():
             return
@@ -64,7 +64,7 @@ class Owner(NamedTuple):
             raise self.conflict(other)
 
     def is_settled(self) -> bool:
-        """Return whether the output is this selection's for good: False before anything is published. Raises `ConflictError`."""
+        """Return whether this selection is the final owner of the output; False if none is yet. Raises `ConflictError`."""
         data = read_bytes(join(self.output, OWNER))
         if data is None:
             return False
@@ -85,7 +85,7 @@ class Owner(NamedTuple):
             )
 
     def differences(self, claimed: bytes) -> list[str]:
-        """The parts that a claim or an owner names differently, in words; all of them for a damaged one."""
+        """The parts in which a claim or an owner differs, in words; all of them for a damaged one."""
         try:
             values: Any = load_json(claimed)
         except ValueError:

@@ -1,6 +1,6 @@
-"""Matching of patterns with files that are not there yet, by the rules of fsspec's drivers.
+"""Matches patterns with files that do not exist yet, by the rules of fsspec's drivers.
 
-The name of such a file is a template: `#` stands for a digit, `%` for a hexadecimal digit.
+The name of such a file is a template: `#` stands for a decimal digit, `%` for a hexadecimal digit.
 
 >>> could_match("/r/**/*.parquet", "/r/nightly", "data/train-#####.parquet")
 True
@@ -20,11 +20,11 @@ _CHARACTERS = {"#": frozenset("0123456789"), "%": frozenset("0123456789abcdef")}
 _STEP = re.compile(r"\[!?+\]?+[^\]]*\]|.", re.DOTALL)  # a set in brackets, or one character
 
 _Part = tuple[frozenset[str], ...]
-"""A part of a path between slashes: the characters that each of its places may have."""
+"""A part of a path between slashes: the possible characters at each position."""
 
 
 def could_match(pattern: str, folder: str, name: str) -> bool:
-    """Return whether a pattern could match a file of this name, a template, below a folder; without a name, the folder itself."""
+    """Return whether a pattern could match a file below a folder, whose name is a template; without a name, the folder itself."""
     parts = [_literal(part) for part in folder.split("/")]
     parts += [_template(part) for part in name.split("/")] if name else []
     return _match(tuple(pattern.split("/")), tuple(parts))
@@ -54,8 +54,8 @@ def _match(pattern: tuple[str, ...], parts: tuple[_Part, ...]) -> bool:
 
 
 def _match_part(pattern: str, part: _Part) -> bool:
-    """Return whether a pattern without slashes matches one of the names that a part stands for; all its ways are followed at
-    once."""
+    """Return whether a pattern without slashes matches one of the names that a part stands for; all possible matches are
+    followed at once."""
     steps = _STEP.findall(pattern)
     reached = _pass_stars(steps, [0])
     for characters in part:
@@ -66,7 +66,7 @@ def _match_part(pattern: str, part: _Part) -> bool:
 
 
 def _pass_stars(steps: list[str], starts: Iterable[int]) -> set[int]:
-    """The places in a pattern that can be reached from others without a character."""
+    """The positions in a pattern that can be reached from `starts` without a character."""
     reached: set[int] = set()
     for at in starts:
         reached.add(at)

@@ -1,9 +1,9 @@
-"""Atomic, create-only publishing: an object is there whole, or not at all, and is never replaced.
+"""Atomic publishing: an object is created whole or not at all, only if its name is free, and is never replaced.
 
-Locally: a temporary dot-name in the same directory, fsync, a hard link that fails where the name exists, directory fsync (see
+Locally: a temporary dot-name in the same directory, fsync, a hard link that fails if the name exists, directory fsync (see
 `local`).
-On object stores: one create-only PUT to the final key, a larger body in parts whose completion is create-only (see `s3`, `gcs`);
-what goes unanswered is read again. Copying and deleting are never used.
+On object stores: one PUT to the final key, which fails if the key exists; a larger body is sent in parts, and its completion
+fails in the same way (see `s3`, `gcs`). After an unanswered request the object is read. Nothing is copied or deleted.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _SPOOL_BYTES = 64 * 2**20
 
 
 def create(path: str, write: Writer | bytes) -> bool:
-    """Publish what `write` produces at `path`; False where something is there already (it stays as it is).
+    """Publish the output of `write` at `path`; False if something exists there, which remains unchanged.
 
-    On an object store, True also where the very same bytes are there already: this process may have written them, and the
+    On an object store, the result is also True if the same bytes exist there: this process may have written them, and the
     acknowledgement was lost.
-    Raises `StorageError` with the cause and the place where the object cannot be written.
+    Raises `StorageError` with the cause and the place if the object cannot be written.
     """
     write = _writer(write)
     remote = object_at(path)
@@ -60,10 +60,10 @@ def create(path: str, write: Writer | bytes) -> bool:
 
 
 def create_or_equal(path: str, write: Writer | bytes, *, first: Callable[[], None] = lambda: None) -> str:
-    """Publish at `path`, or find that the very same bytes are there; returns their xxh3-128 in hex.
+    """Publish at `path`, or find the same bytes there; return their xxh3-128 in hex.
 
     `first` is called when all bytes are known, and before any are written there; it may raise.
-    Raises `ConflictError` where other bytes are there: two selections must not share an output.
+    Raises `ConflictError` if other bytes exist there: two selections must not share an output.
     """
     with _spool(_writer(write)) as spool:
         digest, remote = _digest(spool), object_at(path)
@@ -86,9 +86,9 @@ def create_or_equal(path: str, write: Writer | bytes, *, first: Callable[[], Non
 
 
 def replace(path: str, data: bytes, *, version: str | None = None) -> bool:
-    """Overwrite an object that is of no use any more: a damaged one, or a claim that led to no output. Atomic like `create`.
+    """Overwrite an object that is no longer of use: a damaged one, or a claim that led to no output. Atomic like `create`.
 
-    On an object store, only the version that `files.read_with_version` gave is replaced; False where another one stands there.
+    On an object store, only the `version` from `files.read_with_version` is replaced; False if another version exists there.
     """
     remote = object_at(path)
     if remote is not None:
@@ -102,11 +102,11 @@ def replace(path: str, data: bytes, *, version: str | None = None) -> bool:
 
 
 def settle(path: str, data: bytes, *, accepts: Callable[[bytes], T | None], ours: T) -> T:
-    """Publish `data` at `path`, unless an object stands there that `accepts` reads; return the value of the object that stands.
+    """Publish `data` at `path`, unless `accepts` can read an object that exists there; return the value of the final object.
 
-    `accepts` returns the value of an object, or None for a damaged one, which is replaced; it may raise for one that must not be
-    there. `ours` is the value of `data`. Several processes may settle the same path at once: an accepted object is never
-    replaced, and every process returns the value of an object that stood there. Raises `StorageError`.
+    `accepts` returns the value of an object, or None for a damaged one, which is replaced; it may raise for an object that must
+    not be there. `ours` is the value of `data`. Several processes may settle the same path at once: an accepted object is never
+    replaced, and every process returns the value of an object that was published there. Raises `StorageError`.
 
         footer = settle(path, encode(table, footer), accepts=footer_of, ours=footer)
     """
@@ -124,9 +124,9 @@ def settle(path: str, data: bytes, *, accepts: Callable[[bytes], T | None], ours
 
 
 def create_or_read(path: str, data: bytes) -> tuple[bytes, str] | None:
-    """Publish `data` at `path`, or read what stands there, with what `replace` needs; None where it has been published.
+    """Publish `data` at `path` and return None, or return the content and version of the object that exists there.
 
-    Raises `StorageError`, also where something stands there that stays and cannot be read.
+    Raises `StorageError`, also if something exists there that cannot be read.
     """
     for _ in range(_ATTEMPTS):
         if create(path, data):
@@ -158,7 +158,7 @@ def _holds(path: str, digest: str) -> bool:
 
 @contextmanager
 def _spool(write: Writer) -> Iterator[Any]:
-    """The data that `write` produces, in memory up to 64 MiB and on the local disk beyond."""
+    """The output of `write`, in memory up to 64 MiB and on the local disk beyond."""
     with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
         try:
             write(spool)  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def _spool(write: Writer) -> Iterator[Any]:
 
 
 def sweep(directories: Iterable[str]) -> int:
-    """Remove temporaries that killed runs have left in these directories; return how many. Object stores have none."""
+    """Remove temporary files that killed runs have left in these directories; return their number. Object stores have none."""
     return sum(local.sweep(Path(filesystem(directory)[1])) for directory in directories if is_local(directory))
 
 
@@ -191,7 +191,7 @@ def _digest(file: Any) -> str:
 
 
 def _create_object(remote: RemoteObject, spool: Any) -> bool:
-    """Write an object; return whether these bytes stand there, which an unanswered request may have written. Deletes nothing."""
+    """Write an object; return whether it has these bytes, which an unanswered request may have written. Deletes nothing."""
     size = spool.seek(0, os.SEEK_END)
     spool.seek(0)
     if remote.create(spool, size):
@@ -204,7 +204,7 @@ def _create_object(remote: RemoteObject, spool: Any) -> bool:
 
 
 def _storage_error(path: str, error: OSError) -> BestkeptError:
-    """The error to raise for one of the system: a `ConfigError` where no second try can help."""
+    """The error to raise for an error of the system: a `ConfigError` if a second attempt cannot help."""
     known = {
         errno.EROFS: "choose a writable output.path",
         errno.EACCES: "grant write access, or choose another output.path",

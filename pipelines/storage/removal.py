@@ -1,4 +1,4 @@
-"""Files with their ages, and their removal, for `bestkept clean` alone.
+"""Lists files with their ages and removes them, for `bestkept clean` only.
 
 Code that writes outputs never removes a published file.
 """
@@ -24,11 +24,11 @@ class DatedFile(NamedTuple):
     """A file below a directory."""
 
     name: str  # relative to the directory
-    modified: datetime | None  # None where the store does not say
+    modified: datetime | None  # None if the store does not report it
 
 
 def files_below(directory: str) -> list[DatedFile]:
-    """All files below a directory, unpublished ones too, sorted by name; none where there is no such directory."""
+    """All files below a directory, including unpublished ones, sorted by name; empty if there is no such directory."""
     fs, root = filesystem(directory)
     if isinstance(fs, LocalFileSystem):
         paths = [Path(place, name) for place, _, names in os.walk(root) for name in names]
@@ -43,7 +43,7 @@ def files_below(directory: str) -> list[DatedFile]:
 
 
 def directories_in(directory: str) -> list[str]:
-    """Names of the directories directly in a directory, sorted; none where there is no such directory."""
+    """Names of the directories directly in a directory, sorted; empty if there is no such directory."""
     fs, root = filesystem(directory)
     if isinstance(fs, LocalFileSystem):
         return sorted(path.name for path in Path(root).iterdir() if path.is_dir()) if os.path.isdir(root) else []
@@ -56,7 +56,7 @@ def directories_in(directory: str) -> list[str]:
 
 
 def remove(path: str) -> None:
-    """Remove a file; it may be gone already. Raises `StorageError`."""
+    """Remove a file, if it still exists. Raises `StorageError`."""
     fs, name = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
         with suppress(FileNotFoundError):
@@ -73,7 +73,7 @@ def remove(path: str) -> None:
 
 
 def remove_all(directory: str, names: Iterable[str]) -> None:
-    """Remove files by their names below a directory, in any order, and the local directories that are empty then."""
+    """Remove files by their names below a directory, in any order, and then the empty local directories."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         list(pool.map(lambda name: remove(join(directory, name)), names))
     fs, root = filesystem(directory)
@@ -84,7 +84,7 @@ def remove_all(directory: str, names: Iterable[str]) -> None:
 
 
 def modified_of(info: dict[str, Any]) -> datetime | None:
-    """The time at which an object was written, by the entry of its store's listing."""
+    """The time at which an object was written, from its entry in a listing."""
     for key in ("LastModified", "mtime", "updated", "created"):
         value = info.get(key)
         if isinstance(value, datetime):
