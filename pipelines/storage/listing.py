@@ -39,8 +39,8 @@ def expand(pattern: str) -> list[ListedFile]:
     """List the files that a path, a directory or a glob names, sorted by path, and directories that a glob matches without their
     files. The caller decides whether the files of such a directory are wanted.
 
-    Files whose names begin with a dot or an underscore are not data, unless the path names them exactly. A link to a file counts
-    as a file, and a broken link as a file of size 0.
+    Files and directories whose names begin with a dot or an underscore are skipped, unless the path names them exactly. A link to
+    a file counts as a file, and a broken link as a file of size 0.
 
     An existing path has priority over the same text as a glob: if there is a file `shard[1].jsonl`, the pattern names this file
     and not `shard1.jsonl`; if there is a directory `run[1]`, then `run[1]/*.jsonl` names the files in it.
@@ -155,7 +155,7 @@ def exists_on(fs: Any, name: str, pattern: str) -> bool:
 
 
 def _find_remotely(fs: Any, search: Search, pattern: str) -> dict[str, dict[str, Any]]:
-    """The entries of a listing by path. Drivers' `isdir` and `exists` are not used, since they report denied access as absence."""
+    """The entries of a listing by path. Drivers' `isdir` and `exists` are not used: they report denied access as absence."""
     path, ask = search.path, fs.glob if search.is_glob else fs.find
     try:
         entries = cast(
