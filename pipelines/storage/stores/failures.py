@@ -1,7 +1,7 @@
-"""Failures of object stores: the exceptions of their drivers, sorted into a few kinds and described in words of our own.
+"""Failures of object stores: the exceptions of their drivers, sorted into a few kinds and described in our own words.
 
-Drivers raise their own, botocore's, aiohttp's, requests' and Google's exceptions, some of them no `OSError`. Their texts are
-never passed on: a server or a credential helper may have put secrets into them.
+Drivers raise their own exceptions and those of botocore, aiohttp, requests and Google, not all of them subclasses of `OSError`.
+Their texts are never passed on: a server or a credential helper may have put secrets into them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Failure(NamedTuple):
 
 
 class ShortRead(Exception):
-    """A body that ended before the length that the store had announced."""
+    """A body that is shorter than the store had announced."""
 
     def __init__(self, *, got: int, expected: int) -> None:
         super().__init__(f"{got} of {expected} bytes came")
@@ -72,7 +72,7 @@ _NO_CREDENTIALS = {
     "TokenRetrievalError",
     "UnauthorizedSSOTokenError",
 }
-_BROKEN = {  # of botocore, requests and google.auth; none of them is a ConnectionError
+_BROKEN = {  # of botocore, requests and google.auth; none is a subclass of ConnectionError
     "ChunkedEncodingError",
     "ConnectTimeoutError",
     "ConnectionClosedError",
@@ -91,13 +91,13 @@ _BROKEN = {  # of botocore, requests and google.auth; none of them is a Connecti
     "SSLError",
     "TransportError",
 }
-_ANSWERS = {"HttpError", "ClientResponseError"}  # of gcsfs and aiohttp, for an answer of the store
-_AGAIN = {408, 409, 425, 429}  # 409: two conditional writes at once; the next try sees which one won
+_ANSWERS = {"HttpError", "ClientResponseError"}  # of gcsfs and aiohttp, for a response of the store
+_AGAIN = {408, 409, 425, 429}  # 409: two conditional writes at once; the next attempt shows which one won
 _AGAIN_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "XAmzContentSHA256Mismatch"}
 
 
 def diagnose(error: BaseException) -> Failure | None:
-    """The failure behind an exception of a driver; None for a programming error, which must not be hidden."""
+    """The failure that caused a driver's exception; None for a programming error, which must not be hidden."""
     links = list(_chain(error))
     status, code = _first(map(_status, links)), _first(map(_code, links))
     if status is not None or code is not None:
@@ -105,10 +105,10 @@ def diagnose(error: BaseException) -> Failure | None:
     for link in links:
         name = type(link).__name__
         if name in _NO_CREDENTIALS:
-            passing = getattr(link, "retryable", False) is True  # Google's own word
+            passing = getattr(link, "retryable", False) is True  # an attribute of Google's exceptions
             cause = f"no usable credentials ({name})"
             return Failure(Kind.TRANSIENT, cause) if passing else Failure(Kind.FATAL, cause, _SIGN_IN)
-        if name == "OfflineModeIsEnabled":  # of huggingface_hub: a choice, which no waiting changes
+        if name == "OfflineModeIsEnabled":  # of huggingface_hub: a setting, so a retry does not help
             return Failure(Kind.FATAL, "the hub is set offline", "unset HF_HUB_OFFLINE, or give a local copy")
         if isinstance(link, ShortRead):
             return Failure(Kind.TRANSIENT, f"the body was cut, {link}")
@@ -146,7 +146,7 @@ def _classify_answer(status: int | None, code: str | None) -> Failure:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those it was raised from, outermost first."""
+    """An exception and its causes, outermost first."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -160,11 +160,11 @@ def _first(values: Iterable[Value | None]) -> Value | None:
 
 
 def _status(link: BaseException) -> int | None:
-    """The HTTP status that an exception carries."""
+    """The HTTP status in an exception."""
     response = getattr(link, "response", None)
     if isinstance(response, dict):
         return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    if type(link).__name__ not in _ANSWERS:  # aiohttp gives a body that was cut the code 400
+    if type(link).__name__ not in _ANSWERS:  # aiohttp's error for a truncated body has the code 400
         return None
     return _number(getattr(link, "code", None)) or _number(getattr(link, "status", None))
 
@@ -176,7 +176,7 @@ def _number(value: object) -> int | None:
 
 
 def _code(link: BaseException) -> str | None:
-    """S3's word for a failure (`SlowDown`), where there is one."""
+    """S3's code for a failure (such as `SlowDown`), if there is one."""
     response = getattr(link, "response", None)
     if not isinstance(response, dict):
         return None

@@ -1,12 +1,12 @@
-"""Google Cloud Storage through gcsfs, by its public `call`: create-only with `ifGenerationMatch=0`, replacing with the generation
-that was read.
+"""Google Cloud Storage through the public `call` of gcsfs: objects are created with `ifGenerationMatch=0`, and replaced with the
+generation that was read.
 
-gcsfs's own `pipe_file(mode="create")` sends that parameter too, but wants the whole body in memory, and cannot replace one
-generation. Its default class asks a gRPC service what kind of bucket it has, before every request: where that service cannot be
-reached (emulators, proxies), each request waits a minute. Its base class asks nothing.
+gcsfs's own `pipe_file(mode="create")` also sends this parameter, but needs the whole body in memory, and cannot replace one
+specific generation. Before every request, its default class queries the bucket's type from a gRPC service: if that service is
+unreachable (emulators, proxies), each request waits a minute. Its base class sends no such query.
 
-The answer to an upload has size and CRC32C of the object, which are compared with what was sent. The CRC32C of a large body is
-announced first, so that the service refuses another one.
+The response to an upload has the object's size and CRC32C, which are compared with those of the data. The CRC32C of a large body
+is announced first, so that the service refuses other content.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pipelines.storage.stores.remote_object import PART_BYTES, ObjectStat, Remot
 
 log = logging.getLogger(__name__)
 
-_SEND = "POST"  # as gcsfs does; a PUT that goes unanswered is sent again by aiohttp, unasked, before we can ask what arrived
+_SEND = "POST"  # as gcsfs does; aiohttp repeats an unanswered PUT before we can query how much has arrived
 _BYTES = {"Content-Type": "application/octet-stream"}
 
 
 @cache
 def driver() -> Any:
-    """gcsfs's base class without its own retries: requests are tried again in `retry` alone."""
+    """gcsfs's base class without its own retries: only `retry` repeats requests."""
     from gcsfs.core import GCSFileSystem
 
     once = getattr(GCSFileSystem._request, "__wrapped__", GCSFileSystem._request)
@@ -38,7 +38,7 @@ def driver() -> Any:
 
 
 def options() -> dict[str, Any]:
-    """Arguments for gcsfs, beside the user's own fsspec configuration."""
+    """Arguments for gcsfs, in addition to the user's own fsspec configuration."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(
@@ -101,7 +101,7 @@ class GcsObject(RemoteObject):
         return True
 
     def _begin(self, content: _Content) -> str | None:
-        """The URL of a new resumable upload; None where an object stands there."""
+        """Start a resumable upload and return its URL; None if an object exists there."""
         _, key = self._names()
         headers = {"X-Upload-Content-Type": _BYTES["Content-Type"], "X-Upload-Content-Length": str(content.size)}
 
@@ -113,7 +113,7 @@ class GcsObject(RemoteObject):
         return cast("str | None", self._try_insert(request))
 
     def _try_insert(self, request: Any) -> Any:
-        """Return the answer to a request to insert; None where its condition fails. Raises `StorageError` without a bucket."""
+        """Return the response to an insert request; None if its condition fails. Raises `StorageError` for a missing bucket."""
         try:
             return self._retry("write", request)
         except FileExistsError:
@@ -127,7 +127,7 @@ class GcsObject(RemoteObject):
     def _insert(self, kind: str, secs: float, generation: str | None, **arguments: Any) -> Any:
         bucket, key = self._names()
         path = self.fs.base.replace("/storage/v1/", "/upload/storage/v1/") + "b/{}/o"
-        query = {"uploadType": kind, "name": key, "ifGenerationMatch": generation}  # gcsfs leaves out None
+        query = {"uploadType": kind, "name": key, "ifGenerationMatch": generation}  # gcsfs omits None
         return self.fs.call("POST", path, bucket, timeout=secs, **query, **arguments)
 
     def _send(self, session: str, file: BinaryIO, content: _Content) -> None:
@@ -138,16 +138,15 @@ class GcsObject(RemoteObject):
             arrived = self._send_part(session, file.read(PART_BYTES), arrived, content)
 
     def _send_part(self, session: str, part: bytes, start: int, content: _Content) -> int:
-        """Send a part; return how many bytes have arrived afterwards, the size where the object is complete.
+        """Send a part; return how many bytes have arrived so far, which is the size if the object is complete.
 
-        Raises `FileExistsError` where any object stands there, and `UploadDamaged` where it is complete and has
-        other content.
+        Raises `FileExistsError` if an object exists there, and `UploadDamaged` if the complete object has other content.
         """
         failed = False
 
         def request(secs: float) -> int:
             nonlocal failed
-            if failed:  # all of it may have arrived, or some
+            if failed:  # all of the part may have arrived, or some
                 arrived = self._count_arrived(session, content, secs)
                 if arrived != start:
                     return arrived
@@ -159,7 +158,7 @@ class GcsObject(RemoteObject):
 
         try:
             return self._retry("write", request)
-        except FileNotFoundError:  # the upload is: completed by a try that went unanswered, or expired
+        except FileNotFoundError:  # of the upload: an unanswered attempt completed it, or it expired
             if failed and self.stat() is not None:
                 raise FileExistsError(self.place) from None
             raise StorageError(
@@ -169,25 +168,23 @@ class GcsObject(RemoteObject):
     def _count_arrived(self, session: str, content: _Content, secs: float) -> int:
         asked = {"Content-Range": f"bytes */{content.size}"}
         answer, body = self.fs.call(_SEND, session, headers=asked, timeout=secs)
-        return (
-            self._next(answer, body, content) if "Range" in answer or body else 0
-        )  # neither: nothing of it has arrived
+        return self._next(answer, body, content) if "Range" in answer or body else 0  # neither: nothing has arrived
 
     def _next(self, answer: Any, body: bytes, content: _Content) -> int:
-        """The first byte that has not arrived, by the answer to a part: a range as long as the upload is incomplete."""
+        """The first byte that has not arrived, from the response to a part, which has a range if the upload is incomplete."""
         if "Range" in answer:
             return int(answer["Range"].rsplit("-", 1)[1]) + 1
         self._compare(json.loads(body), content)
         return content.size
 
     def _compare(self, entry: Any, sent: _Content) -> None:
-        """Raise `UploadDamaged` unless the object that the store describes has the content that was sent."""
+        """Raise `UploadDamaged` if the store describes an object with other content than was sent."""
         stored = _Content(int(entry["size"]), entry.get("crc32c", sent.crc32c))
         if stored != sent:
             raise UploadDamaged(self.place, sent=str(sent), stored=str(stored))
 
     def _cancel(self, session: str) -> None:
-        """Drop what has arrived, with a single request. Never touches an object; other uploads expire within a week."""
+        """Discard the upload with a single request. Never changes an object; uploads that remain expire within a week."""
         try:
             self.fs.call("DELETE", session, timeout=retry.PATIENCE.silence_secs)
         except Exception:
@@ -203,7 +200,7 @@ class GcsObject(RemoteObject):
 
 
 class _Content(NamedTuple):
-    """Bytes that are sent, or that the store has."""
+    """Size and checksum of bytes that were sent or stored."""
 
     size: int  # bytes
     crc32c: str  # as the service writes it: base64, the highest byte first
@@ -217,13 +214,13 @@ def _crc32c(data: bytes, before: int = 0) -> str:
 
 
 def _extend(before: int, data: bytes) -> int:
-    from google_crc32c import extend  # of the extra, as the driver is
+    from google_crc32c import extend  # installed with the driver, by the extra
 
     return int(extend(before, data))
 
 
 def _described(file: BinaryIO) -> _Content:
-    """Size and checksum of all that follows in `file`."""
+    """Size and checksum of the rest of `file`."""
     size = crc = 0
     while part := file.read(PART_BYTES):
         size, crc = size + len(part), _extend(crc, part)

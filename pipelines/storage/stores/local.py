@@ -1,14 +1,14 @@
-"""Publishing on a POSIX file system, and sweeping up what killed writers have left.
+"""Publishes files on a POSIX file system, and removes temporary files that killed writers have left.
 
 An object is written under a temporary dot-name in its own directory, synced, and only then given its name. A writer that is
-killed leaves its temporary behind, and the next run sweeps it up. A lock, not a clock, shows whether a temporary still has a
-writer: the writer holds `flock` on it as long as it needs it, and the kernel releases the lock when the writer ends, however it
-ends. So a sweep takes nothing from a live run, on the same machine or in another container of it.
+killed leaves its temporary file, which the next run removes. A lock, not a clock, shows whether a temporary file still has a
+writer: the writer holds `flock` on it as long as it needs the file, and the kernel releases the lock when the writer ends for
+any reason. Therefore a sweep removes nothing of a live run, on the same machine or in another container on it.
 
-On a disk that machines share, locks of one machine are usually seen by the others (NFS, Lustre with `flock`, CephFS), and the
-same holds. Where the file system has no locks at all, temporaries stay. Where it keeps locks but hides them from other machines,
-a sweep may remove a live temporary of another machine: its writer then finds the name gone and writes it once more. That costs a
-write; it never costs an object, and never yields half of one.
+On a shared disk, other machines usually see the locks (NFS, Lustre with `flock`, CephFS), and the same is true. If the file
+system has no locks, temporary files remain. If it has locks but hides them from other machines, a sweep may remove a live
+temporary file of another machine: its writer then finds the name missing and writes the file again. This costs a second write,
+but never loses an object or publishes half of one.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _ATTEMPTS = 5
 
 
 def create(path: Path, write: Writer) -> bool:
-    """Publish what `write` produces at `path`; False where a file is there already. Both are durable. Raises `OSError`, also
-    where something stands there that is no file, which a later reader would find missing, or wait for.
+    """Publish the output of `write` at `path`; False if a file exists there. In both cases the file is durable. Raises `OSError`,
+    also if something other than a file exists there, which later readers would report as missing, or wait for.
 
-    `write` is called again where another machine has swept its temporary away.
+    `write` is called again if another machine has removed its temporary file.
     """
     if not path.exists():
         _make_directory(path.parent)
@@ -63,13 +63,13 @@ def _refuse_other_kinds(path: Path) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """Name what `os.stat` has reported."""
+    """The kind of file with this mode of `os.stat`, in words."""
     kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def open_without_waiting(name: str, flags: int) -> int:
-    """An `opener` of `open` for reading. Raises `OSError`, also for a FIFO or a device, from which nothing may ever come."""
+    """An `opener` of `open` for reading. Raises `OSError`, also for a FIFO or a device, which a reader might wait for forever."""
     descriptor = os.open(name, flags | os.O_NONBLOCK)
     kind = kind_of(os.fstat(descriptor).st_mode)
     if kind not in ("a file", "a directory"):  # `open` has its own error for a directory
@@ -79,12 +79,12 @@ def open_without_waiting(name: str, flags: int) -> int:
 
 
 def replace(path: Path, write: Writer) -> None:
-    """Put what `write` produces in the place of `path`, whatever is there. Raises `OSError`."""
+    """Replace `path`, if it exists, by the output of `write`. Raises `OSError`."""
     _put(path, write, os.replace)
 
 
 def sweep(directory: Path) -> int:
-    """Remove the temporaries in `directory` that have no writer any more; return how many. Those that cannot be checked stay."""
+    """Remove temporary files in `directory` that have no writer; return their number. Files that cannot be checked remain."""
     removed = 0
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
@@ -96,11 +96,13 @@ def sweep(directory: Path) -> int:
 def _remove_unlocked(path: str) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:  # gone, or another user's
+    except OSError:  # missing, or another user's
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)  # with the lock held: a writer that has just made it waits, and sees that it is gone
+        os.unlink(
+            path
+        )  # under the lock: a writer that has just created the file waits, and then sees that it is missing
     except OSError:
         return False
     finally:
@@ -113,7 +115,7 @@ def _put(path: Path, write: Writer, move: Callable[[Path, Path], None]) -> None:
         with _temporary(path, write) as temporary:
             try:
                 move(temporary, path)
-            except FileNotFoundError:  # swept away by a machine that sees no locks of this one
+            except FileNotFoundError:  # removed by a machine that does not see the locks of this one
                 if attempt == _ATTEMPTS or temporary.exists():
                     raise
                 continue
@@ -122,13 +124,13 @@ def _put(path: Path, write: Writer, move: Callable[[Path, Path], None]) -> None:
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Give `path` to a temporary, without replacing. Raises `FileExistsError`."""
+    """Give a temporary file the name `path`, without replacing another file. Raises `FileExistsError`."""
     try:
         os.link(temporary, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        with _directory_locked(path.parent):  # no hard links here (some network and FUSE mounts): one creator at a time
+        with _directory_locked(path.parent):  # without hard links (some network and FUSE mounts): one creator at a time
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
             os.rename(temporary, path)
@@ -136,7 +138,7 @@ def _link(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def _directory_locked(directory: Path) -> Iterator[None]:
-    """Exclude other creators in `directory`, where the file system has locks; elsewhere two at the same moment both win."""
+    """Exclude other creators in `directory`, if the file system has locks; otherwise two creators at once both win."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -148,7 +150,7 @@ def _directory_locked(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _temporary(path: Path, write: Writer) -> Iterator[Path]:
-    """A temporary beside `path`, written, synced and locked as long as the body runs; it does not outlive it."""
+    """A temporary file beside `path`, written and synced. It is locked while the body runs, and then removed."""
     temporary, descriptor = _open_locked(path)
     try:
         with open(descriptor, "wb") as file:
@@ -157,7 +159,7 @@ def _temporary(path: Path, write: Writer) -> Iterator[Path]:
             os.fsync(descriptor)
             yield temporary
     finally:
-        with suppress(OSError):  # the next run sweeps it up
+        with suppress(OSError):  # the next run removes it
             temporary.unlink()
 
 
@@ -165,20 +167,20 @@ def _open_locked(path: Path) -> tuple[Path, int]:
     while True:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with suppress(OSError):  # no locks here: no sweep can take it for a leftover either
+        with suppress(OSError):  # without locks, no sweep can remove the file either
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return temporary, descriptor
-        os.close(descriptor)  # swept away before the lock was there
+        os.close(descriptor)  # removed by a sweep before it was locked
 
 
 def _make_directory(directory: Path) -> None:
-    """Make a directory and those above it, each durable: a synced file is lost with a directory that was not."""
+    """Create a directory and those above it, and sync each: a synced file is lost if its directory is not synced."""
     missing = itertools.takewhile(lambda place: not place.exists(), (directory, *directory.parents))
     for place in reversed(list(missing)):
         place.mkdir(exist_ok=True)
         _sync_directory(place.parent)
-    if not directory.is_dir():  # something else is there, or another run has removed what was made
+    if not directory.is_dir():  # something else exists there, or another run has removed the directory
         code = errno.ENOTDIR if os.path.lexists(directory) else errno.ENOENT
         raise OSError(code, os.strerror(code), str(directory))
 
@@ -188,7 +190,7 @@ def _sync_directory(directory: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NO_SYNC:  # some network and FUSE mounts sync files alone
+        if error.errno not in _NO_SYNC:  # some network and FUSE mounts sync only files
             raise
     finally:
         os.close(descriptor)

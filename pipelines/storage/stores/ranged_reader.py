@@ -1,7 +1,7 @@
-"""A file object over ranged reads of a remote object, with a few windows of data ahead.
+"""A file object over ranged reads of a remote object, with a few windows of read-ahead.
 
-Parquet reads several columns in turns, each forward: every such stream has its own window, which grows as the
-stream is read on, so that a footer costs little and a scan few requests.
+Parquet reads several columns in turn, each forward. Every such stream has its own window, which grows with further reads, so
+that a footer costs little and a scan needs few requests.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _WINDOWS = 8
 
 
 def open_remote(remote: RemoteObject, seen: ObjectStat) -> BinaryIO:
-    """`remote` as it was seen, for reading. Reads raise `StorageError`, also where it has changed."""
+    """Open `remote` for reading, in the version `seen`. Reads raise `StorageError`, also if the object has changed."""
     return cast("BinaryIO", io.BufferedReader(RemoteFile(remote, seen), buffer_size=64 * 2**10))
 
 
 class RemoteFile(io.RawIOBase):
-    """An unbuffered file whose reads are full, except for the last one of the file."""
+    """An unbuffered file whose reads return all requested bytes, except at the end of the file."""
 
     def __init__(self, remote: RemoteObject, seen: ObjectStat) -> None:
         self._remote = remote
         self._seen = seen
         self._size = seen.size or 0
         self._position = 0
-        self._windows: list[tuple[int, bytes]] = []  # start and data; the last used one last
+        self._windows: list[tuple[int, bytes]] = []  # start and data; the most recently used one is last
 
     def readable(self) -> bool:
         return True
@@ -57,7 +57,7 @@ class RemoteFile(io.RawIOBase):
 
     def _bytes(self, start: int, end: int) -> bytes:
         for number, (first, data) in enumerate(self._windows):
-            if first <= start <= first + len(data):  # inside, or right at its end
+            if first <= start <= first + len(data):  # inside the window, or at its end
                 del self._windows[number]
                 if end > first + len(data):
                     rest = data[start - first :]

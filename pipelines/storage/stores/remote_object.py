@@ -1,7 +1,7 @@
-"""One object on an object store, with the operations that publishing and reading need and fsspec's general interface lacks.
+"""An object on an object store, with operations for publishing and reading that fsspec's general interface lacks.
 
-Every method is one operation with its retries (see `retry`): it raises `StorageError` for what does not pass. `S3Object` and
-`GcsObject` know how to write create-only; other stores can be read, but not written to.
+Every method is one operation with its retries (see `retry`), and raises `StorageError` for a permanent failure. `S3Object` and
+`GcsObject` can write without replacing; other stores can be read, but not written to.
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ from pipelines.storage.stores.retry import with_retries
 
 Result = TypeVar("Result")
 
-# a larger body is held in memory, sent, and sent again after a failure, in parts of this size
+# A larger body is held in memory, sent, and sent again after a failure, in parts of this size.
 PART_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class ObjectStat:
-    """An object as it was at one moment."""
+    """The state of an object at one moment."""
 
-    size: int | None  # bytes; None where the store does not say
-    version: str  # its ETag or generation; empty where there is none
+    size: int | None  # bytes; None if the store does not report it
+    version: str  # its ETag or generation; empty if there is none
     described: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # with the names of a listing
 
 
 @dataclass(frozen=True)
 class RemoteObject(ABC):
-    """An object at a name, where there may be none yet."""
+    """An object of a given name, which need not exist yet."""
 
-    pins_reads: ClassVar[bool] = True  # whether ranges are of the object as it was seen, or raise
+    pins_reads: ClassVar[bool] = True  # whether ranged reads raise if the object has changed since it was seen
 
     fs: Any
-    name: str  # bucket and key, as the driver wants it
+    name: str  # bucket and key, in the driver's form
     place: str  # the URL, for people
 
     @abstractmethod
     def stat(self) -> ObjectStat | None:
-        """Size and version of the object now, None where there is none; never from a cached listing."""
+        """The current size and version of the object, None if there is no object; never from a cached listing."""
 
     @abstractmethod
     def read(self) -> bytes | None:
-        """The whole object, or None where there is none."""
+        """Read the whole object; None if there is none."""
 
     @abstractmethod
     def _range(self, start: int, end: int, seen: ObjectStat, secs: float) -> bytes:
-        """Request some bytes of the object as it was seen, once; return as many as the store sends."""
+        """Request bytes of the object in the version `seen`, once; return as many as the store sends."""
 
     @abstractmethod
     def create(self, file: BinaryIO, size: int) -> bool:
-        """Write all `size` bytes of `file`, or nothing; False where any object stands there."""
+        """Write all `size` bytes of `file`, or nothing; False if any object exists there."""
 
     @abstractmethod
     def replace(self, data: bytes, version: str | None) -> bool:
-        """Overwrite the object of this version (None: any); False where there is another one by now, possibly with this data."""
+        """Overwrite the object of this version (None: any); False if there is another version now, possibly with this data."""
 
     def read_range(self, start: int, end: int, seen: ObjectStat) -> bytes:
-        """Bytes `start` to `end`, exclusive, of the object as it was seen; raises `StorageError` where it has changed."""
+        """Read bytes `start` to `end`, exclusive, of the version `seen`. Raises `StorageError` if the object has changed."""
         if start == end:
             return b""
         try:
@@ -73,7 +73,7 @@ class RemoteObject(ABC):
             raise self._changed() from None
 
     def read_with_stat(self) -> tuple[bytes, ObjectStat] | None:
-        """The whole object, and the stat of these very bytes."""
+        """Read the whole object, and return it with its stat, which is of the same version."""
         while (seen := self.stat()) is not None:
             try:
                 return self.read_range(0, seen.size or 0, seen), seen
@@ -93,7 +93,7 @@ class ObjectChanged(StorageError):
 
 
 class UploadDamaged(StorageError):
-    """The error for an upload of which the store says that it holds other bytes than were sent."""
+    """The error for an upload if the store reports other bytes than were sent."""
 
     def __init__(self, place: str, *, sent: str, stored: str) -> None:
         super().__init__(
@@ -113,7 +113,7 @@ def check_length(data: bytes, expected: int) -> bytes:
 
 @dataclass(frozen=True)
 class FsspecObject(RemoteObject):
-    """An object on any other store, by fsspec's interface alone: read-only, except on fsspec's own in-memory store."""
+    """An object on any other store, through fsspec's interface alone: read-only, except on fsspec's in-memory store."""
 
     pins_reads: ClassVar[bool] = False
 

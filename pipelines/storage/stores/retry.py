@@ -1,4 +1,4 @@
-"""Retries of requests to object stores: how often and for how long, in one place."""
+"""The number and the duration of retries of requests to object stores, in one place."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Patience:
-    """The time that a store may take."""
+    """Limits on the time that a store may take."""
 
     connect_secs: float = 10.0
     silence_secs: float = 60.0  # without a byte, after which a request counts as stalled
-    deadline_secs: float = 300.0  # of one request, with all its retries and pauses
-    first_pause_secs: float = 0.5  # doubled after every attempt, and shortened by chance to half of it at most
+    deadline_secs: float = 300.0  # for one request, with all its retries and pauses
+    first_pause_secs: float = 0.5  # doubled after every attempt, then shortened at random by at most half
     longest_pause_secs: float = 30.0
 
 
@@ -31,13 +31,13 @@ PATIENCE = Patience()
 
 
 def with_retries(request: Callable[[float], Result], *, doing: str, place: str) -> Result:
-    """Return the result of `request(seconds left)`, tried again while the store's failures may pass.
+    """Return the result of `request(seconds left)`, which is repeated after transient failures of the store.
 
-    Raises `FileNotFoundError` and `FileExistsError` (a precondition failed) as they come, and `StorageError` with place, cause
-    and remedy for what does not pass, and for what has not passed by the deadline. Programming errors pass through.
+    Raises `FileNotFoundError` and `FileExistsError` (a precondition failed) at once, and `StorageError` with place, cause and
+    remedy for a permanent failure, or for a transient one at the deadline. Programming errors are not caught.
     """
     started, attempts = time.monotonic(), 0
-    causes: dict[str, None] = {}  # in order; the last may be no more than our own deadline
+    causes: dict[str, None] = {}  # in order; the last may be only our own deadline
     while True:
         attempts += 1
         try:
@@ -62,13 +62,14 @@ def with_retries(request: Callable[[float], Result], *, doing: str, place: str) 
 
 
 def pause_after(attempts: int) -> float:
-    """Seconds to wait after so many failed attempts: bounded, and not the same for all workers."""
+    """Seconds to wait after this number of failed attempts: bounded, and different for each worker."""
     longest = min(PATIENCE.longest_pause_secs, PATIENCE.first_pause_secs * 2.0 ** min(attempts - 1, 30))
     return random.uniform(longest / 2, longest)
 
 
 def _raise_unless_transient(failure: Failure, doing: str, place: str) -> None:
-    """Called outside of any `except`, so that no exception of a driver, with texts of its own, is chained to ours."""
+    """Raise the error for a failure that is not transient. Called outside of any `except`, so that no exception of a driver,
+    with its own text, is chained to ours."""
     if failure.kind is Kind.MISSING:
         raise FileNotFoundError(place)
     if failure.kind is Kind.EXISTS:

@@ -1,10 +1,10 @@
-"""S3 through s3fs, by its public `call_s3`: create-only with `If-None-Match: *`, replacing with `If-Match`.
+"""S3 through the public `call_s3` of s3fs: objects are created with `If-None-Match: *`, and replaced with `If-Match`.
 
-s3fs's own `pipe_file(mode="create")` sends that header too, but wants the whole body in memory, repeats a broken upload from its
-beginning, and aborts a multipart upload whose completion went unanswered as if it had failed. A store that ignores these
-headers (some stand-ins for S3) overwrites silently, and cannot be distinguished from one that obeys.
+s3fs's own `pipe_file(mode="create")` also sends this header, but needs the whole body in memory, repeats a broken upload from
+its beginning, and aborts a multipart upload whose completion went unanswered, as if it had failed. A store that ignores these
+headers (some substitutes for S3) overwrites silently, and cannot be distinguished from one that obeys them.
 
-The client sends a CRC32 with each body. Where the answer repeats that of what the store has, it is compared.
+The client sends a CRC32 with each body. If the response has the CRC32 of the stored bytes, the two are compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CONNECTIONS = 64  # the driver's own limit of 10 is less than the number of req
 
 
 def options(user_options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for s3fs, over the user's own fsspec configuration: requests are tried again in `retry` alone."""
+    """Arguments for s3fs, which override the user's own fsspec configuration: only `retry` repeats requests."""
     config = {
         "max_pool_connections": _CONNECTIONS,
         **user_options.get("config_kwargs", {}),
@@ -41,12 +41,12 @@ def options(user_options: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(fs: Any) -> None:
-    """Apply the settings that s3fs takes from its attributes."""
+    """Apply the settings that s3fs reads from its attributes."""
     fs.retries = 1
 
 
 def bucket_is_missing(fs: Any, name: str, place: str) -> bool:
-    """Return whether the store says that there is no such bucket; other errors recur where they matter."""
+    """Return whether the store reports that there is no such bucket; other errors are ignored here, and recur later."""
     bucket = name.split("/", maxsplit=1)[0]
     try:
         with_retries(lambda secs: fs.call_s3("head_bucket", Bucket=bucket, timeout=secs), doing="list", place=place)
@@ -59,7 +59,7 @@ def bucket_is_missing(fs: Any, name: str, place: str) -> bool:
 
 @dataclass(frozen=True)
 class S3Object(RemoteObject):
-    """An object in a bucket of S3, or of a compatible store."""
+    """An object in a bucket of S3 or a compatible store."""
 
     def stat(self) -> ObjectStat | None:
         try:
@@ -105,7 +105,7 @@ class S3Object(RemoteObject):
     def replace(self, data: bytes, version: str | None) -> bool:
         try:
             return self._put(data, **({} if version is None else {"IfMatch": version}))
-        except FileNotFoundError:  # the object to be replaced is gone
+        except FileNotFoundError:  # the object to be replaced no longer exists
             return False
 
     def _complete(self, upload: str, parts: list[dict[str, Any]], sums: list[int]) -> bool:
@@ -127,7 +127,7 @@ class S3Object(RemoteObject):
         except FileExistsError:
             self._abort(upload)
             return False
-        except FileNotFoundError:  # the upload is: completed by a try that went unanswered, or aborted from outside
+        except FileNotFoundError:  # of the upload: an unanswered attempt completed it, or another process aborted it
             if unanswered and self.stat() is not None:
                 return False
             raise StorageError(
@@ -137,9 +137,10 @@ class S3Object(RemoteObject):
         return True
 
     def _compare(self, answer: Any, sums: list[int], sent: str) -> None:
-        """Raise `UploadDamaged` unless the CRC32 in the answer, if there is one, is that of what was sent in these parts.
+        """Raise `UploadDamaged` if the response has another CRC32 than the parts that were sent.
 
-        That of several is the CRC32 of theirs, with their number; a store may answer with that of the whole, which is not known.
+        The CRC32 of several parts is that of their CRC32s, with their number. A store may respond with the CRC32 of the whole
+        body instead, which is not known here and not compared.
         """
         stored = answer.get("ChecksumCRC32")
         composite = stored is not None and "-" in stored
@@ -151,7 +152,7 @@ class S3Object(RemoteObject):
             raise UploadDamaged(self.place, sent=f"{sent} of CRC32 {expected}", stored=f"CRC32 {stored}")
 
     def _abort(self, upload: str) -> None:
-        """Drop the parts, with a single request: the error that led here matters more. Never touches an object."""
+        """Discard the parts with a single request: the original error is more important. Never changes an object."""
         try:
             self._call("abort_multipart_upload", retry.PATIENCE.silence_secs, UploadId=upload)
         except FileNotFoundError:
@@ -187,7 +188,7 @@ class S3Object(RemoteObject):
         try:
             data = check_length(cast("bytes", sync(self.fs.loop, body.read, timeout=secs)), length)
         finally:
-            body.close()  # a connection with a body that is not read to its end is not used again
+            body.close()  # a connection whose body is not read completely is not reused
         return data, ObjectStat(length, answer["ETag"])
 
     def _call(self, method: str, secs: float, **arguments: Any) -> Any:
