@@ -1,1 +1,1 @@
-"""`bestkept plan`: rows, tokens, time and cost of a run, estimated before it."""
+"""`bestkept plan`: rows, tokens, time and cost of a run, estimated before it starts."""

@@ -18,7 +18,7 @@ from pipelines.storage.models import carrying_model_errors
 from rm.conversations import Conversation
 
 BENCHMARK_SECS = 15.0
-_CHUNK_SECS = 1.5  # a call of the benchmark grows until it takes that long
+_CHUNK_SECS = 1.5  # calls of the benchmark grow until one takes this long
 _SPEED_VARIES = 0.1  # from one minute to the next, beyond what the calls of a benchmark show
 
 
@@ -32,10 +32,10 @@ class Speed:
     responses: int
     device: str
     packed: bool
-    devices: int = 1  # that the model is spread over
+    devices: int = 1  # over which the model is spread
 
     def time_for(self, computed: Quantity) -> Quantity:
-        """Return the seconds that these computed tokens take."""
+        """Return the seconds for these computed tokens."""
         rate = self.tokens_per_sec
         return Quantity(computed.value / rate.value, computed.low / rate.high, computed.high / rate.low, "measured")
 
@@ -43,9 +43,9 @@ class Speed:
 def benchmark(
     plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: float = BENCHMARK_SECS, show: ShowPart | None = None
 ) -> Speed:
-    """Load the model and score prompts drawn at random, each with all its responses in a block, for about `secs` seconds.
+    """Load the model and score randomly drawn prompts, each with all its responses in a block, for about `secs` seconds.
 
-    Calls grow until one takes a second or two; only calls of that size count. `show` follows the seconds. Raises
+    Calls grow until one takes a second or two; only calls of that size count. `show` receives the elapsed seconds. Raises
     `ModelLoadError`.
     """
     from pipelines.score.load_model import LoadScorer
@@ -96,7 +96,7 @@ def _shuffle_groups(waiting: Sequence[BlockOfRows], seed: int) -> list[PromptGro
 
 
 def _next_call(queue: list[PromptGroup], responses: int) -> list[PromptGroup]:
-    """Take groups of about `responses` responses off the end of the queue; the rest of a cut group stays in it."""
+    """Take groups of about `responses` responses from the end of the queue; the rest of a cut group stays in the queue."""
     call: list[PromptGroup] = []
     while queue and responses > 0:
         prompt, texts = queue.pop()

@@ -1,8 +1,8 @@
-"""Estimate of what `score.colocate` would save, from the rows that the survey has read.
+"""Estimate of the savings by `score.colocate`, from the rows that the survey has read.
 
-The prompts with the smallest hashes are a random sample of prompts, each with all its responses, wherever they lie. They are also
-the prompts that a run with `score.colocate` scores first, so they are counted in the pieces of such a run. In a corpus that was
-not read whole, responses that were not read are missing: then the count is a bound.
+The prompts with the smallest hashes are a random sample of prompts, each with all its responses from anywhere in the corpus. They
+are also the prompts that a run with `score.colocate` scores first, so they are counted in the pieces of such a run. If the corpus
+was not read whole, the count is a bound, since unread responses are missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rm.conversations import Conversation
 if TYPE_CHECKING:
     from rm.dry_run import DryRun
 
-_PIECES = 4  # pieces that are counted
+_PIECES = 4  # the most pieces that are counted
 
 
 class ColocationGain(NamedTuple):
@@ -47,9 +47,9 @@ def with_colocation(
     responses: int,
     colocated: bool,
 ) -> tuple[Forecast, ColocationGain | None]:
-    """Return the forecast under the configured setting, and the gain; None where nothing is left, or the model shares no prompts.
+    """Return the forecast under the configured setting, and the gain; None if nothing remains, or the model shares no prompts.
 
-    `responses` is the largest size of a piece; `whole` says that `waiting` is all that is left.
+    `responses` is the largest size of a piece; `whole` is True if `waiting` is the whole unscored part.
     """
     if not (dry_run.packed and dry_run.model.causal and forecast.left_tokens.high):
         return forecast, None
@@ -65,7 +65,7 @@ def colocated_share(
 ) -> Quantity:
     """Return the tokens that go through the model for each token of a response with its prompt, if prompts are scored together.
 
-    `apart` is the same share for responses where they lie, and the result where no prompt is in two places. From a sample, the
+    `apart` is the same share for responses scored in file order, and the result if no prompt is in two blocks. From a sample, the
     ratio of the two is estimated on the same prompts: it varies less from prompt to prompt than either.
     """
     places: dict[Conversation, dict[int, list[str]]] = {}
@@ -97,7 +97,7 @@ def colocated_share(
 def _count_apart(
     piece: Sequence[PromptGroup], places: Mapping[Conversation, Mapping[int, list[str]]], dry_run: DryRun
 ) -> float:
-    """Return the tokens computed for a piece's texts where each block is scored by itself."""
+    """Return the tokens computed for a piece's texts if each block is scored separately."""
     blocks: dict[int, list[PromptGroup]] = {}
     for prompt, texts in piece:
         chosen = set(texts)

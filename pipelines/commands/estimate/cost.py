@@ -1,6 +1,6 @@
-"""Time and money of a planned run: on this machine, from a benchmark, or on GPUs, from their peak and an assumed utilisation.
+"""Time and cost of a planned run: on this machine, from a benchmark, or on GPUs, from their peak and an assumed utilisation.
 
-Each possible place is a mapping, as `bestkept plan --json` lists it under `ways`.
+Each possible place is a mapping, as in `ways` of `bestkept plan --json`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pipelines.commands.estimate.survey import Survey
 from pipelines.runtime.accelerators import why_too_old
 from pipelines.runtime.beam_options import RequestedMachine
 
-_LOCAL_SECS = (2.0, 8.0)  # of a local run, beside loading and forwards: Beam's graph
+_LOCAL_SECS = (2.0, 8.0)  # of a local run, in addition to loading and forward passes: Beam's graph
 _ROW_SECS = (2e-5, 3e-4)  # of each response: reading, selecting, exporting
-_CORES_GAIN = (1.0, 1.1, 1.2)  # of workers that share the cores of one process; benchmarks/scaling.py
-_START_SHARE = 0.1  # of a worker's time that its start may take, where the number of workers is proposed
-_UNEVEN = 1.15  # of workers with a GPU each: their last pieces do not end together
+_CORES_GAIN = (1.0, 1.1, 1.2)  # of workers that share the cores of one process, from benchmarks/scaling.py
+_START_SHARE = 0.1  # of a worker's time that its start may take, when the number of workers is proposed
+_UNEVEN = 1.15  # of workers with a GPU each, whose last pieces do not end together
 
 
 def estimate_local(
@@ -31,7 +31,7 @@ def estimate_local(
     request: RequestedMachine,
     prices: Prices,
 ) -> list[dict[str, Any]]:
-    """Return this machine as the only way, with its time where `speeds` of a benchmark are given."""
+    """Return this machine as the only way, with its time if `speeds` of a benchmark are given."""
     machine = prices.machine(request.machine, request.gpu) if request.machine or request.gpu else None
     way: dict[str, Any] = {"where": "this machine", "basis": "unknown", "speed": [], "secs": None, "gpu_hours": None}
     workers = request.workers or 1
@@ -61,7 +61,7 @@ def estimate_local(
 
 
 def _over_workers(work: Quantity, workers: int, *, gpu: bool) -> Quantity:
-    """Return the seconds that `workers` take for the `work` of one process: each has its own GPU, or its part of the cores."""
+    """Return the seconds that `workers` take for the `work` of one process: each has its own GPU, or a share of the cores."""
     if workers == 1:
         return work
     if gpu:
@@ -113,7 +113,7 @@ def propose_workers(work: Quantity, *, start: tuple[float, float], most: int | N
 
 
 def _why_unusable(models: Sequence[ModelEstimate], gpu: str) -> str | None:
-    """Return why a GPU is none of torch's, or cannot run a model in its type; None where it can."""
+    """Return why torch does not support a GPU, or the GPU cannot run a model in its dtype; None if it can."""
     too_old = why_too_old(gpu)
     if too_old is not None:
         return too_old
@@ -134,7 +134,7 @@ def _gpu_secs(model: ModelEstimate, gpu: str) -> Quantity:
 
 
 def _cost(hours: Quantity, machine: Machine, *, gpus: int, shuffled: float) -> Quantity:
-    """Return the price of worker hours and shuffled bytes; all GPUs of a worker are billed, though one computes at a time."""
+    """Return the price of worker hours and shuffled bytes; all GPUs of a worker are billed, although one computes at a time."""
     price = machine.hour * gpus / max(1, machine.gpus) if machine.gpu else machine.hour
     billed = hours.times(price)
     return Quantity(billed.value + shuffled / 2, billed.low, billed.high + shuffled, "assumed")
@@ -145,8 +145,8 @@ def forward_secs(
 ) -> Quantity:
     """Return the seconds of one GPU: 2 x parameters x tokens / (peak x utilisation).
 
-    Parameters are those without embeddings, and attention is not counted. The range is that of the utilisation, from low to
-    high, times that of the tokens; the value is at their geometric mean.
+    Parameters exclude embeddings, and attention is not counted. The range is that of the utilisation times that of the tokens;
+    the value uses the geometric mean of the utilisation.
     """
     low, high = utilisation
     flops = 2.0 * parameters / peak_flops
@@ -167,5 +167,5 @@ def wall_secs(work: Quantity, *, workers: int, start: tuple[float, float]) -> Qu
 
 
 def billed_hours(work: Quantity, *, workers: int, start: tuple[float, float]) -> Quantity:
-    """Return the worker hours that are paid for: the work, and each worker's start."""
+    """Return the billed worker hours: the work, and each worker's start."""
     return wall_secs(work, workers=workers, start=start).times(workers / 3600)

@@ -1,8 +1,7 @@
-"""`bestkept plan`: estimates what a run would read, compute, write and cost, and its time, before it starts. Nothing is
-written.
+"""`bestkept plan`: estimates the input, tokens, output, time and cost of a run before it starts. It writes no files.
 
-`survey`, `scored_so_far`, `token_forecast` and `benchmark` read and measure; `selection_size` and `cost` compute from that;
-this module combines the estimates.
+`survey`, `scored_so_far`, `token_forecast` and `benchmark` read and measure; `selection_size` and `cost` compute estimates from
+the results; this module combines them.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def plan_run(
     *,
     show: ShowPart | None = None,
 ) -> dict[str, Any]:
-    """Return the plan as plain JSON values, as `bestkept plan --json` prints them; `show` follows the benchmark.
+    """Return the plan as plain JSON values, as `bestkept plan --json` prints them; `show` receives the benchmark's progress.
 
     Raises `BestkeptError` like a run that cannot start, and `ConfigError` for a model larger than the named GPU, a bad price
     file, and bad flags of Beam.
@@ -106,7 +105,7 @@ def plan_run(
 
 
 def seed_of(plan: Plan) -> int:
-    """Return the seed of the draws of rows: the same corpus gives the same plan."""
+    """Return the seed for drawing rows: the same corpus gives the same plan."""
     return int(plan.hash[:8], 16)
 
 
@@ -125,7 +124,7 @@ def check_cost(plan: dict[str, Any], max_cost: float) -> None:
 
 
 def _propose_options(config: RunConfig, ways: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the options of Beam that suit `bestkept score` on Dataflow's GPUs; None elsewhere."""
+    """Return Beam options that suit `bestkept score` on Dataflow's GPUs; None elsewhere."""
     workers = ways[0].get("proposed_workers") if len(ways) == 1 else None
     if config.runner.name != dataflow.DATAFLOW or config.runner.accelerator is None or workers is None:
         return None
@@ -146,7 +145,7 @@ def _corpus_json(surveyed: Survey, plan: Plan) -> dict[str, Any]:
 
 
 def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[ModelEstimate]) -> Quantity:
-    """Return the size of all score files that the run leaves, without sources and carried columns."""
+    """Return the size of all score files after the run, without sources and carried columns."""
     fragments = max(surveyed.files, surveyed.rows.value / config.input.rows_per_fragment)
     if surveyed.whole:
         fragments = len(surveyed.blocks)

@@ -1,6 +1,6 @@
-"""GPUs and prices of `bestkept plan`, from the dated tables beside this module or a price file of the user's.
+"""GPUs and prices for `bestkept plan`, from the dated tables beside this module or from a user's price file.
 
-The runner's options name the machine of a run; a GPU without a machine is priced as the cheapest machine with it.
+The runner's options name the machine of a run; a GPU without a machine has the price of the cheapest machine with that GPU.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ class Prices(Strict):
         return (today - self.date).days
 
     def machine(self, name: str | None, gpu: str | None) -> tuple[str, Machine] | None:
-        """Return the machine of that name, or the cheapest one with that GPU; None where there is none.
+        """Return the machine with that name, or the cheapest one with that GPU; None if there is none.
 
-        A machine that gets its GPU attached is listed as MACHINE+GPU.
+        A machine to which the GPU is attached is listed as MACHINE+GPU.
         """
         keys = sorted(self.machines, key=lambda key: self.machines[key].hour)
         if name is not None:
@@ -121,12 +121,12 @@ class Prices(Strict):
 
 @lru_cache(maxsize=1)
 def hardware() -> Hardware:
-    """Return the table of GPUs that is shipped."""
+    """Return the built-in table of GPUs."""
     return load(Hardware, str(_FOLDER / "hardware.yaml"))
 
 
 def load_prices(path: str | None) -> Prices:
-    """Return the prices in a file, or those that are shipped. Raises `ConfigError` with every mistake at once."""
+    """Return the prices in a file, or the built-in ones. Raises `ConfigError` with all mistakes at once."""
     prices = load(Prices, path or str(PRICES))
     known = hardware().gpus
     priced = {machine.gpu for machine in prices.machines.values() if machine.gpu is not None}
@@ -136,9 +136,9 @@ def load_prices(path: str | None) -> Prices:
 
 
 def why_too_large(name: str, gpu: Gpu, memory: tuple[int, int], *, devices: int = 1) -> str | None:
-    """Return why a model of (weights, room beside them) in bytes cannot run on so many of this GPU; None where it can.
+    """Return why a model of (weights, other memory) in bytes cannot run on `devices` of this GPU; None if it can.
 
-    Each GPU holds its part of the weights, and the whole of a batch when that is its turn.
+    Each GPU holds its part of the weights and, in its turn, a whole batch.
     """
     weights, room = (size / 2**30 for size in memory)
     if weights / devices + room <= gpu.memory_gib:
@@ -151,7 +151,7 @@ def why_too_large(name: str, gpu: Gpu, memory: tuple[int, int], *, devices: int 
 
 
 def gpu_of(name: str, table: Mapping[str, Gpu]) -> Gpu:
-    """Return the GPU of that name. Raises `ConfigError` for a name that the table does not have."""
+    """Return the GPU with that name. Raises `ConfigError` for a name that is not in the table."""
     if name not in table:
         raise ConfigError(
             f"the GPU {name!r} is not in the table of `bestkept plan`; expected one of {', '.join(table)}"

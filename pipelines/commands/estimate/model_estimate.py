@@ -23,7 +23,7 @@ _MOST_DEVICES = 8  # GPUs of a machine
 
 @dataclass(frozen=True)
 class ModelEstimate:
-    """One model of a plan, as it is known without its weights."""
+    """The properties of a plan's model that are known without its weights."""
 
     plan: Plan
     name: str
@@ -32,7 +32,7 @@ class ModelEstimate:
     shape: dict[str, int]
     tokens_per_batch: int
     forecast: Forecast
-    colocation: ColocationGain | None  # both ways of `score.colocate`, where they differ
+    colocation: ColocationGain | None  # with and without `score.colocate`, if they differ
 
     @classmethod
     def of(
@@ -45,7 +45,7 @@ class ModelEstimate:
         local: bool,
         colocated: bool = False,
     ) -> ModelEstimate:
-        """Return the model of a plan, with the scores that these directories hold of it. Raises `ModelLoadError`."""
+        """Return the model of a plan, with its scores in these directories. Raises `ModelLoadError`."""
         device = None if plan.model["device"] == "auto" else plan.model["device"]
         dry_run = load_dry_run(plan, device=device if local else "cuda")
         scored = count_scored(plan, directories, seed=seed)
@@ -82,7 +82,7 @@ class ModelEstimate:
         )
 
     def devices_on(self, gpu: str, *, gpus: int) -> int:
-        """Return how many GPUs of that name the model is spread over in each worker, which has `gpus`, 0 where that is open."""
+        """Return over how many GPUs of that name the model is spread in each worker, which has `gpus` (0 if that is not set)."""
         wanted = self.plan.model["devices"]
         if isinstance(wanted, int):
             return wanted
@@ -92,7 +92,7 @@ class ModelEstimate:
         return next((n for n in numbers if why_too_large(gpu, table, self.memory, devices=n) is None), most)
 
     def why_too_large(self, gpu: str, *, gpus: int) -> str | None:
-        """Return why the model does not fit into the GPUs that it is spread over; None where it does."""
+        """Return why the model does not fit into the GPUs over which it is spread; None if it does."""
         return why_too_large(gpu, hardware().gpus[gpu], self.memory, devices=self.devices_on(gpu, gpus=gpus))
 
     def to_json(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class ModelEstimate:
 
 
 def check_memory(models: Sequence[ModelEstimate], gpu: str, *, gpus: int) -> None:
-    """Raise `ConfigError` for the first model that does not fit into the memory of this GPU, or of those it is spread over."""
+    """Raise `ConfigError` for the first model that does not fit into this GPU, or into those over which it is spread."""
     for model in models:
         why = model.why_too_large(gpu, gpus=gpus)
         if why is not None:
@@ -130,10 +130,10 @@ def check_memory(models: Sequence[ModelEstimate], gpu: str, *, gpus: int) -> Non
 
 
 def memory_bytes(*, parameters: int, dtype: str, tokens: int, hidden: int, intermediate: int) -> tuple[int, int]:
-    """Return (weights, room beside them) in bytes of a forward without gradients.
+    """Return (weights, other memory) in bytes of a forward pass without gradients.
 
-    The weights are parameters x bytes of the type; the room holds one layer's hidden states (10 x hidden) and feed-forward
-    (3 x intermediate) of every token at once, and 1 GiB for the driver.
+    The weights are parameters x bytes of the type; the other memory is one layer's hidden states (10 x hidden) and feed-forward
+    (3 x intermediate) for all tokens at once, and 1 GiB for the driver.
     """
     from rm.identity import DTYPE_BYTES
 

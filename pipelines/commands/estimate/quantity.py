@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number, the range that it lies in, and its basis: exact, sampled (a 95 % interval), measured, assumed, or at_most."""
+    """A number, its range, and its basis: exact, sampled (a 95 % interval), measured, assumed, or at_most."""
 
     value: float
     low: float
@@ -32,12 +32,12 @@ _ORDER = ("exact", "measured", "sampled", "assumed", "at_most")
 
 
 def weakest(*bases: str) -> str:
-    """Return the basis of a number that is computed from several: the least certain one."""
+    """Return the basis of a number that is computed from several numbers: the least certain of their bases."""
     return max(bases, key=_ORDER.index)
 
 
 def total_of(quantities: Sequence[Quantity]) -> Quantity:
-    """Return the sum of independent quantities: half-widths add as the root of their squares, each side by itself."""
+    """Return the sum of independent quantities: half-widths add as the root of their squares, separately for each side."""
     value = sum(quantity.value for quantity in quantities)
     below = math.sqrt(sum((quantity.value - quantity.low) ** 2 for quantity in quantities))
     above = math.sqrt(sum((quantity.high - quantity.value) ** 2 for quantity in quantities))
@@ -45,7 +45,7 @@ def total_of(quantities: Sequence[Quantity]) -> Quantity:
 
 
 def product_of(left: Quantity, right: Quantity) -> Quantity:
-    """Return the product of two positive quantities: ends times ends, wide enough however the two depend on each other."""
+    """Return the product of two positive quantities: ends times ends, wide enough for any dependence between the two."""
     return Quantity(
         left.value * right.value, left.low * right.low, left.high * right.high, weakest(left.basis, right.basis)
     )

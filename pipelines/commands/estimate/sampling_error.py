@@ -9,15 +9,15 @@ from typing import NamedTuple
 from pipelines.commands.estimate.quantity import Quantity
 
 _NORMAL = 1.959963985  # the 97.5 % quantile
-_ONE_BLOCK = 2.0  # how far off, as a factor, a single block of a large corpus may be
+_ONE_BLOCK = 2.0  # the assumed error, as a factor, of a single block of a large corpus
 
 
 class Block(NamedTuple):
     """Consecutive rows of a corpus, all of them read: a cluster of the sample."""
 
-    measure: float  # its part of the corpus: rows, or bytes of the stored file
+    measure: float  # its share of the corpus, in rows or in bytes of the stored file
     rows: int
-    size: float  # sum over all rows of a value that is known of each and correlates with the wanted one: length of text
+    size: float  # sum over all rows of a known value that correlates with the wanted one: length of text
     pairs: Sequence[tuple[float, float]]  # (known value, wanted value) of rows drawn at random from it
 
 
@@ -46,7 +46,7 @@ def block_totals(blocks: Sequence[Block]) -> list[tuple[float, float]]:
 
 
 def whole_total(blocks: Sequence[Block]) -> Quantity:
-    """Return the corpus total where the blocks are the whole corpus: a stratified sample."""
+    """Return the corpus total if the blocks are the whole corpus: a stratified sample."""
     totals = block_totals(blocks)
     drawn = all(len(block.pairs) == block.rows for block in blocks)
     value, variance = sum(total for total, _ in totals), sum(variance for _, variance in totals)
@@ -90,7 +90,7 @@ def _variance(values: Sequence[float]) -> float:
 
 def t_quantile(freedom: int) -> float:
     """Return the 97.5 % quantile of Student's t: exact for 1 and 2 degrees of freedom, else Cornish-Fisher (Abramowitz & Stegun
-    26.7.5), right to 0.005."""
+    26.7.5), accurate to 0.005."""
     if freedom == 1:
         return 12.706204736
     if freedom == 2:

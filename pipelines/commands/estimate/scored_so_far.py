@@ -1,4 +1,4 @@
-"""The part of a corpus that is scored already: a plan's score files, listed once and read in threads, or a sample of them."""
+"""The part of a corpus that is already scored: a plan's score files, listed once and read in threads, or a sample of them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ FragmentPlace = tuple[str, int, int]  # file key, unit, fragment
 
 @dataclass(frozen=True)
 class ScoredSoFar:
-    """Valid score files of the files as they are now, each fragment once; `tokens` as the manifest counts them."""
+    """Valid score files of the current input files, each fragment once; `tokens` as the manifest counts them."""
 
     fragments: Quantity
     responses: Quantity
     tokens: Quantity
     places: frozenset[FragmentPlace]  # of the score files that were read
-    whole: bool  # all score files were read
+    whole: bool  # True if all score files were read
 
 
 def count_scored(plan: Plan, directories: tuple[str, ...], *, seed: int) -> ScoredSoFar:
-    """Return what these directories (of one fingerprint) hold of the plan's fragments.
+    """Return the scored part of the plan's fragments in these directories (of one fingerprint).
 
-    A file that has changed since it was scored counts as not scored, though a run may find its text to be the same.
+    A file that has changed since it was scored counts as not scored, although a run may find that its text is the same.
     """
-    paths_by_name: dict[str, str] = {}  # one name is one fragment: the first directory counts, as it does in a run
+    paths_by_name: dict[str, str] = {}  # one name is one fragment: the first directory counts, as in a run
     for directory in directories:
         for name in names_in(directory):
             if name.endswith(".parquet"):
@@ -57,7 +57,7 @@ def count_scored(plan: Plan, directories: tuple[str, ...], *, seed: int) -> Scor
 
 
 def _read_footer(path: str, files: Mapping[str, InputFile], plan: Plan) -> Footer | None:
-    """Return the footer if this is a valid score file of one of these files as it is now, cut as the plan cuts."""
+    """Return the footer if this is a valid score file of the current state of one of these files, cut as the plan cuts."""
     content = score_files.read(path)
     if content is None:
         return None
@@ -75,7 +75,7 @@ def _read_footer(path: str, files: Mapping[str, InputFile], plan: Plan) -> Foote
 
 
 def _extrapolate(values: list[float], factor: float, drawn: int) -> Quantity:
-    """Return the sum over all score files from a simple random sample of `drawn` ones; those without a value have none."""
+    """Return the sum over all score files from a simple random sample of `drawn` files; files without a value count as zero."""
     total = sum(values)
     if factor == 1.0:
         return Quantity.exact(total)

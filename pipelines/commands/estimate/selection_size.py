@@ -1,4 +1,4 @@
-"""Sizes of a selection: what it shuffles, keeps and writes, if the model rejects nothing."""
+"""Sizes of a selection: bytes shuffled, responses kept and bytes written, if the model rejects no response."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipelines.score.minhash import VALUES
 from pipelines.select.duplicates import BAND, NODE, needed_of, rule_of
 from pipelines.select.selection import top_of
 
-_KEPT_ROW_BYTES = 64  # of a row of the output beside its text: its prompt's id, above all
-_TEXT_ROWS = 1_000  # compressed, to see how small text gets
+_KEPT_ROW_BYTES = 64  # of a row of the output in addition to its text: mostly its prompt's id
+_TEXT_ROWS = 1_000  # compressed to measure the ratio
 
 SHUFFLE_BYTES = 48  # a row, in a selection that needs whole prompts; see `pipelines.select.columns`
 
@@ -27,20 +27,20 @@ class CandidateCounts(NamedTuple):
     responses: float
     prompts: float
     sizes: Mapping[int, float] | None = None
-    """Prompts by how many responses they have; None where that is not known, and the counts are upper bounds."""
+    """Prompts by number of responses; None if that is unknown, in which case the counts are upper bounds."""
 
 
 def kept_responses(steps: Sequence[Step], counts: CandidateCounts) -> tuple[float, bool]:
-    """Return (responses that the steps keep, whether that is exact rather than at most), if nothing is rejected.
+    """Return (responses that the steps keep, whether that is exact rather than a bound), if nothing is rejected.
 
-    A step that depends on rewards beyond their order is taken to drop nothing, which makes the result a bound.
+    A step that depends on more than the order of rewards is assumed to drop nothing, which makes the result a bound.
     """
     counts, known = _after(steps, counts)
     return counts.responses, known
 
 
 def _after(steps: Sequence[Step], counts: CandidateCounts) -> tuple[CandidateCounts, bool]:
-    """Return what the steps keep, and whether that is exact."""
+    """Return the counts that the steps keep, and whether they are exact."""
     known = counts.sizes is not None
     for step in steps:
         best, top = step.best_of_n, top_of(step)
@@ -64,10 +64,10 @@ def _after(steps: Sequence[Step], counts: CandidateCounts) -> tuple[CandidateCou
 
 
 def shuffled_bytes(steps: Sequence[Step], counts: CandidateCounts) -> float:
-    """Return at most how many bytes of these candidates a selection shuffles, without signatures of what turns out to be alike.
+    """Return an upper bound of the bytes that a selection shuffles, without signatures of texts that turn out to be similar.
 
-    A step that compares texts has all rows that reach it shuffled again, and for each text twice its reward and place, and the
-    hashes of its bands.
+    A step that compares texts shuffles all rows that reach it again, and for each text its reward and place twice, and the hashes
+    of its bands.
     """
     total = SHUFFLE_BYTES * counts.responses
     for number, step in enumerate(steps):
@@ -109,7 +109,7 @@ def selection_size(config: RunConfig, surveyed: Survey) -> dict[str, Any]:
 
 
 def _count_candidates(surveyed: Survey) -> CandidateCounts:
-    """Return usable responses and their prompts; of a sampled corpus, at most one prompt a row, less repeats in the blocks."""
+    """Return usable responses and their prompts; in a sampled corpus, at most one prompt per row, minus repeats in the blocks."""
     usable: Counter[bytes] = Counter()
     rows = distinct = 0
     for block in surveyed.blocks:
@@ -126,7 +126,7 @@ def _count_candidates(surveyed: Survey) -> CandidateCounts:
 
 
 def _response_bytes(surveyed: Survey) -> tuple[float, float]:
-    """Return (bytes of a response with its prompt, share of them after zstandard), of rows spread over the blocks."""
+    """Return (bytes of a response with its prompt, their share after zstandard compression) for rows spread over the blocks."""
     texts: list[bytes] = []
     rows_per_block = max(1, _TEXT_ROWS // max(1, len(surveyed.blocks)))
     for block in surveyed.blocks:

@@ -1,8 +1,8 @@
-"""Survey of a corpus before it is scored: its numbers of rows and responses, and blocks of rows drawn at random.
+"""Survey of a corpus before it is scored: its numbers of rows and responses, and randomly drawn blocks of rows.
 
-A small corpus is read whole. In a large one, Parquet footers give the number of rows (of more than `MOST_FOOTERS` files, a random
-sample is opened), and blocks of consecutive rows are read at places spread evenly over it: the first rows of a Parquet row group,
-of a compressed file or of a part of its rewritten copy, and in plain JSONL the rows after any byte.
+A small corpus is read whole. In a large one, Parquet footers give the number of rows (with more than `MOST_FOOTERS` files, a
+random sample is opened), and blocks of consecutive rows are read at evenly spread places: the first rows of a Parquet row group,
+of a compressed file or of a part of its rewritten copy, or, in plain JSONL, the rows after any byte.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ WHOLE_FILES = 2_000
 MOST_FOOTERS = 2_000
 BLOCKS = 48
 BLOCK_ROWS = 2_048
-_SMALL_FILE = 4 * 2**20  # of plain JSONL: read from its beginning
-_COMPRESSED_BYTES = 2 * 2**20  # of a compressed file, read to see how many rows it has
-_COMPRESSED = 4  # bytes of text that a stored byte may stand for, when it is decided whether to read all
+_SMALL_FILE = 4 * 2**20  # of plain JSONL; smaller files are read from the beginning
+_COMPRESSED_BYTES = 2 * 2**20  # of a compressed file, read to estimate its number of rows
+_COMPRESSED = 4  # assumed bytes of text per stored byte, for the decision whether to read all
 
 
 class BlockOfRows(NamedTuple):
@@ -60,7 +60,7 @@ class Survey:
     blocks: list[BlockOfRows]
     whole: bool
     footers: int = 0  # that were opened
-    unreadable: int = 0  # files that were left out, as limits.skip_bad_files says
+    unreadable: int = 0  # files that were skipped by limits.skip_bad_files
 
 
 def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
@@ -76,7 +76,7 @@ def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
 
 
 def without_missing_copy(file: InputFile) -> InputFile:
-    """Return the file, without its rewritten copy where that has not been made."""
+    """Return the file, without its rewritten copy if that has not been made."""
     return file if file.copy is None or rewritten_copy.is_whole(file.copy) else file._replace(copy=None)
 
 
@@ -102,7 +102,7 @@ def _read_whole(plan: Plan, *, skip_bad_files: bool) -> Survey:
 
 
 class _Footer(NamedTuple):
-    """Rows, responses and row groups of a file, as its Parquet footer gives them."""
+    """Rows, responses and row groups of a file, from its Parquet footer."""
 
     file: int
     rows: int
@@ -113,8 +113,8 @@ class _Footer(NamedTuple):
 def _read_footer(plan: Plan, number: int) -> _Footer:
     """Read the footer of a file.
 
-    A column of lists of responses counts as many values as its column chunks do, and one for an empty list, as when rows are
-    read; for lists inside lists, `responses` is None.
+    In a column of lists, responses are the values of its column chunks, and one for each empty list, as when rows are read; for
+    lists inside lists, `responses` is None.
     """
     file = plan.files[number]
     with reading_input(file.path), open_for_reading(file.path) as stream:
@@ -189,7 +189,7 @@ def _sample_json(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Su
 
 
 def _readable_units(file: InputFile) -> list[Unit]:
-    """Return what can be read from its beginning: the file, or the parts of its rewritten copy."""
+    """Return the units that can be read from their beginning: the file, or the parts of its rewritten copy."""
     return [Unit(0, 0, file.size, file.size)] if file.copy is None else split_units(file)
 
 
@@ -212,7 +212,7 @@ def _read_blocks(
 
 
 def _first_blocks(plan: Plan, number: int, unit: Unit, count: int) -> list[BlockOfRows]:
-    """Return the first blocks of a unit, one behind the other, as many as there are up to `count`."""
+    """Return the first consecutive blocks of a unit, at most `count`."""
     file = plan.files[number]
     size = min(BLOCK_ROWS, plan.rows_per_fragment)
     fragments = read_fragments(file, unit, plan.mapping, rows_per_fragment=size, max_row_bytes=plan.max_row_bytes)
@@ -232,7 +232,7 @@ def _first_blocks(plan: Plan, number: int, unit: Unit, count: int) -> list[Block
 def _bytes_of_a_row(file: InputFile, unit: Unit, max_row_bytes: int) -> float:
     """Return the stored bytes per row of a compressed file, or of a unit of its rewritten copy.
 
-    Only the first `_COMPRESSED_BYTES` of a file are read, up to the end of what is decompressed at once.
+    Only the first `_COMPRESSED_BYTES` of a file are read, up to the end of a decompressed chunk.
     """
     if file.copy is not None:
         return unit.input_bytes / max(1, unit.end - unit.start)
@@ -245,7 +245,7 @@ def _bytes_of_a_row(file: InputFile, unit: Unit, max_row_bytes: int) -> float:
 
 
 def spread_evenly(sizes: Sequence[int], count: int, draw: random.Random) -> Iterator[tuple[int, int]]:
-    """Yield (index, hits) of the sizes that `count` points hit, spread evenly from a random start over all sizes end to end."""
+    """Yield (index, hits) of the sizes hit by `count` points that are spread evenly over all sizes from a random start."""
     total = sum(sizes)
     if not total:
         return

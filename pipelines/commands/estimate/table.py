@@ -1,4 +1,4 @@
-"""The printed form of `bestkept plan`: a table of one screen, or one JSON object."""
+"""The printed form of `bestkept plan`: a table that fits on one screen, or one JSON object."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _models(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _colocate(both: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return the row that compares the setting of `score.colocate` that is not configured with the configured one."""
+    """Return the row that compares the other setting of `score.colocate` with the configured one."""
     gain, on = both["gain"], both["configured"] == "prompt"
     other = both["off_computed_tokens" if on else "prompt_computed_tokens"]
     times = f"{gain:.2f} times {'as many' if on else 'fewer'}"
@@ -104,7 +104,7 @@ def _sizes(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _ways(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the only way to run in full, or one line for each way with a price."""
+    """Yield all rows of the only way to run, or one line for each way with a price."""
     ways = plan["ways"]
     if len(ways) == 1:
         yield from _way(plan, ways[0])

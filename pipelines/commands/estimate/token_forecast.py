@@ -1,6 +1,6 @@
-"""Forecast of the tokens that one model reads and computes for a surveyed corpus, and of what sharing saves.
+"""Forecast of the tokens that one model reads and computes for a surveyed corpus, and of the savings by sharing.
 
-Rows are drawn at random and read by the model's own tokenizer and template.
+Rows are drawn at random and read with the model's own tokenizer and template.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _CHARACTERS_PER_TOKEN = 4
 
 
 class Forecast(NamedTuple):
-    """Numbers of what one model reads and computes; those named `left` are of what is not scored yet."""
+    """Numbers of tokens and responses for one model; `left` in a name means the unscored part."""
 
     scored: ScoredSoFar
     left_responses: Quantity
     tokens: Quantity  # of the corpus, every response with its prompt, as the manifest counts them
     left_tokens: Quantity
     left_computed: Quantity
-    computed_share: Quantity  # tokens computed by token of a response with its prompt
+    computed_share: Quantity  # tokens computed per token of a response with its prompt
     sampled_responses: int  # whose tokens were counted
 
 
 def load_dry_run(plan: Plan, *, device: str | None) -> DryRun:
-    """Return the plan's model without its weights, for `device` (cpu or cuda; None: that of this machine).
+    """Return the plan's model without its weights, for `device` (cpu or cuda; None for that of this machine).
 
     Raises `ModelLoadError`.
     """
@@ -64,7 +64,7 @@ def load_dry_run(plan: Plan, *, device: str | None) -> DryRun:
 
 
 def forecast_tokens(plan: Plan, surveyed: Survey, dry_run: DryRun, scored: ScoredSoFar, *, seed: int) -> Forecast:
-    """Return the tokens of the corpus and of its unscored part, from score files and from rows drawn of the rest."""
+    """Return the tokens of the corpus and of its unscored part, from score files and from rows drawn from the rest."""
     draw = random.Random(seed)
     waiting = unscored_blocks(plan, surveyed, scored)
     left = surveyed.responses
@@ -98,7 +98,7 @@ def unscored_blocks(plan: Plan, surveyed: Survey, scored: ScoredSoFar) -> list[B
 
 
 def sample_tokens(waiting: Sequence[BlockOfRows], dry_run: DryRun, draw: random.Random) -> tuple[list[Block], int]:
-    """Return the blocks with the tokens of rows drawn from each in proportion, and the number of responses that were counted."""
+    """Return the blocks with the tokens of rows drawn proportionally from each, and the number of responses counted."""
     rows = sum(len(block.rows) for block in waiting)
     responses = sum(block.responses for block in waiting)
     share = min(1.0, SAMPLE_RESPONSES / max(1, responses))
@@ -120,7 +120,7 @@ def sample_tokens(waiting: Sequence[BlockOfRows], dry_run: DryRun, draw: random.
 
 
 def text_size(row: Row, limit: int) -> int:
-    """Return the characters of a row's responses, each with its prompt and up to `limit`, where the model stops reading."""
+    """Return the characters of a row's responses, each with its prompt and up to `limit`, at which the model stops reading."""
     if row.parsed.prompt is None:
         return 0
     prompt = sum(len(content) for _, content in row.parsed.prompt)
@@ -130,8 +130,8 @@ def text_size(row: Row, limit: int) -> int:
 def computed_share(waiting: Sequence[BlockOfRows], dry_run: DryRun, draw: random.Random) -> Quantity:
     """Return the tokens that go through the model for each token of a response with its prompt.
 
-    Shared prompts and equal texts go through once; padding counts. Taken from a few whole fragments; their differences give the
-    interval.
+    Shared prompts and equal texts are computed once; padding counts. The value comes from a few whole fragments, and the interval
+    from their differences.
     """
     of_runs = [block for block in waiting if block.fragment is not None] or list(waiting)
     chosen = draw.sample(of_runs, min(SHARING_BLOCKS, len(of_runs)))
@@ -148,7 +148,7 @@ def computed_share(waiting: Sequence[BlockOfRows], dry_run: DryRun, draw: random
         return Quantity.exact(sum(work for block in counts for _, work in block.pairs) / read)
     rows = sum(len(block.rows) for block in waiting) / sum(len(block.rows) for block in chosen)
     share = sampled_total(counts, Quantity.exact(read * rows)).times(1 / (read * rows))
-    most = max(1.0, share.value) if dry_run.packed else share.high  # nothing is computed twice, unless it is padding
+    most = max(1.0, share.value) if dry_run.packed else share.high  # no token is computed twice, except padding
     return Quantity(share.value, max(share.low, share.value / 2), min(share.high, most), "sampled")
 
 

@@ -1,1 +1,1 @@
-"""Numbers of a command for machines: a Prometheus textfile, OTLP, OpenLineage events, MLflow and Trackio."""
+"""Metrics of a command for other systems: a Prometheus textfile, OTLP, OpenLineage events, MLflow and Trackio."""

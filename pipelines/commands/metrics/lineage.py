@@ -1,4 +1,4 @@
-"""OpenLineage events of a run, by its client library and the client's own configuration (`OPENLINEAGE_URL` or a file)."""
+"""OpenLineage events of a run, sent by OpenLineage's client library as configured for it (`OPENLINEAGE_URL` or a file)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Lineage:
 def find_lineage(command: str) -> Lineage | None:
     """Return the receiver that the environment or a configuration file of the client names, if any.
 
-    Raises `ConfigError` where the client is not installed.
+    Raises `ConfigError` if the client is not installed.
     """
     if os.environ.get("OPENLINEAGE_DISABLED", "").strip().lower() == "true":
         return None
@@ -96,9 +96,9 @@ def find_lineage(command: str) -> Lineage | None:
 
 
 def dataset_name(place: str) -> tuple[str, str]:
-    """(namespace, name) of a directory: of a local one `file` and its path, of an object store its bucket and the rest.
+    """(namespace, name) of a directory: `file` and the path if it is local, bucket and the rest of the path in an object store.
 
-    https://openlineage.io/docs/spec/naming/ has the rules.
+    The rules are in https://openlineage.io/docs/spec/naming/.
     """
     scheme, mark, rest = place.partition("://")
     if not mark or scheme in ("file", "local"):

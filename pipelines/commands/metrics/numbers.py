@@ -1,4 +1,4 @@
-"""The numbers of a command that has ended, each from the one place that holds it. Pure."""
+"""The metrics of a command that has ended, each from its only source. Pure."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _HELP = {  # name → (unit as UCUM writes it, meaning)
 
 
 class Metric(NamedTuple):
-    """A number, its name without `PREFIX`, and its labels."""
+    """A value, its name without `PREFIX`, and its labels."""
 
     name: str
-    value: float | None  # one that is not known is left out
+    value: float | None  # None if unknown; such metrics are omitted
     labels: Mapping[str, str] = {}
 
     @property
@@ -70,14 +70,14 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Ended:
-    """The documents of a command that has ended; empty where it has none."""
+    """The documents of a command that has ended; empty if it has none."""
 
     exit_code: int
     secs: float
     finished: float  # Unix time
     version: str  # of bestkept
     last_success: float | None = None  # Unix time
-    counts: Json = field(default_factory=dict)  # of a manifest, of totals, or with an error
+    counts: Json = field(default_factory=dict)  # from a manifest, from totals, or from an error
     manifest: Json = field(default_factory=dict)
     members: tuple[Json, ...] = ()  # totals of several models, with their names
     scored_by_run: int | None = None
@@ -87,7 +87,7 @@ class Ended:
 
 
 def metrics_of(ended: Ended) -> list[Metric]:
-    """Return all numbers that are known; those of one name stand together."""
+    """Return all known metrics; those with the same name are adjacent."""
     known = sorted(_metrics(ended), key=lambda metric: list(_HELP).index(metric.name))
     return [metric for metric in known if metric.value is not None]
 

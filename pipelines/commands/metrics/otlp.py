@@ -1,4 +1,4 @@
-"""Metrics to an OpenTelemetry collector, by its SDK and the usual environment variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, ...)."""
+"""Metrics for an OpenTelemetry collector, sent by its SDK and set up by its variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, ...)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCO
 
 
 class Otlp:
-    """A collector that gets all metrics when a command ends."""
+    """A collector that receives all metrics when a command ends."""
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         self.name, self._labels = _first(_ENDPOINTS) or "", labels
@@ -48,7 +48,7 @@ class Otlp:
 def find_otlp(labels: Mapping[str, str]) -> Otlp | None:
     """Return the collector that the environment names, if any.
 
-    Where the SDK is missing there is none, with a line: platforms set these variables for all programs.
+    If the SDK is missing, log a line and return None: platforms set these variables for all programs.
     """
     off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     if off or os.environ.get("OTEL_METRICS_EXPORTER", "otlp") != "otlp" or _first(_ENDPOINTS) is None:

@@ -1,4 +1,4 @@
-"""Reporting of a command to all sinks that are set up: when its work begins, and when it has ended, well or not."""
+"""Reporting of a command to all configured sinks: when its work begins, and when it has succeeded or failed."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MOST_INPUTS = 100  # directories that an event names
+_MOST_INPUTS = 100  # the most directories that an event names
 
 
 class Reporting:
-    """The sinks of one command. Set up before any work: a wrong file or a missing package raises `ConfigError`."""
+    """The sinks of one command, set up before any work: a wrong file or a missing package raises `ConfigError`."""
 
     def __init__(self, command: str, config_path: str, textfile: str | None) -> None:
         self._started, self._documents = time.monotonic(), dict[str, Any]()
         self._job: Job | None = None
         labels = {"command": command, "config": config_path}
-        silent = command == "train" and not is_first_process()  # the others of `torchrun` end with the same numbers
+        silent = (
+            command == "train" and not is_first_process()
+        )  # the other processes of `torchrun` have the same numbers
         self._textfile = None if textfile is None or silent else Textfile(textfile, labels)
         self._otlp, self._command = None if silent else find_otlp(labels), command
         self._sinks: list[Sink] = [sink for sink in (self._textfile, self._otlp) if sink is not None]
@@ -49,13 +51,13 @@ class Reporting:
         self._settings = _settings(config)
 
     def begin(self, plan: Plan, output: str, output_version: str | None) -> None:
-        """Say that the work begins: the plan is frozen, and the output is claimed."""
+        """Report that the work begins: the plan is frozen, and the output is claimed."""
         directories = sorted({file.path.rpartition("/")[0] for file in plan.files})[:_MOST_INPUTS]
         job = self._job = Job(tuple(directories), output, output_version, self._settings)
         self._tell(lambda sink: sink.begin(job))
 
     def succeed(self, outcome: Outcome) -> None:
-        """Note the outcome of a `run`, `score` or `select`."""
+        """Record the outcome of a `run`, `score` or `select`."""
         from pipelines.runtime import progress
 
         self._documents = _documents_of(outcome)
@@ -63,11 +65,11 @@ class Reporting:
             self._documents["scored_by_run"] = 0 if outcome.already_complete else progress.current().published
 
     def trained(self, result: Any) -> None:
-        """Note the result of a training."""
+        """Record the result of a training."""
         self._documents = {"training": result}
 
     def end(self, exit_code: int, error: str | None = None, counts: Any = None) -> None:
-        """Tell all sinks that the command has ended."""
+        """Report to all sinks that the command has ended."""
         finished = time.time()
         documents = self._documents
         if error is not None:
@@ -83,7 +85,7 @@ class Reporting:
         self._tell(lambda sink: sink.end(self._job, ended, metrics, error))
 
     def _left_behind(self) -> dict[str, Any]:
-        """Return what a run that failed has left in its output: a manifest, where it failed after that, and the drift."""
+        """Return the documents that a failed run left in its output: the manifest, if it failed after that, and the drift."""
         if self._job is None:
             return {}
         with suppress(BestkeptError, ValueError, KeyError):
@@ -93,7 +95,7 @@ class Reporting:
         return {}
 
     def _tell(self, call: Callable[[Sink], None]) -> None:
-        """Call each sink; one that fails is named in a warning, and left out from then on."""
+        """Call each sink; one that fails is named in a warning, and not called again."""
         for sink in list(self._sinks):
             try:
                 call(sink)
@@ -105,7 +107,7 @@ class Reporting:
 
 @contextmanager
 def reporting(command: str, config_path: str, textfile: str | None) -> Iterator[Reporting]:
-    """Report what the body does, also how it fails."""
+    """Report the outcome of the body, including its failure."""
     report = Reporting(command, config_path, textfile)
     try:
         yield report
@@ -119,7 +121,7 @@ def reporting(command: str, config_path: str, textfile: str | None) -> Iterator[
 
 
 def is_first_process() -> bool:
-    """Return whether this process reports, of those of a training on several devices."""
+    """Return whether this process is the one that reports in a training on several devices."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -139,8 +141,8 @@ def _counts_of(manifest: Any) -> dict[str, Any]:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that are not at their defaults, by dotted name; lists as one value. Options of runners, which may be
-    secrets, are left out."""
+    """Return the settings that differ from their defaults, by dotted name; a list is one value. Options of runners, which may
+    contain secrets, are omitted."""
 
     def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):

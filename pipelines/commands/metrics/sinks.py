@@ -1,4 +1,4 @@
-"""The form of a sink: the calls when a command begins and ends, and how a missing package is refused."""
+"""The interface of a sink: the calls when a command begins and ends, and the error for a missing package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.errors import ConfigError
 
 @dataclass(frozen=True)
 class Job:
-    """A command that has begun its work: what it reads, with which settings, and where it writes."""
+    """A command that has begun its work: its inputs, settings and output."""
 
     inputs: tuple[str, ...]  # directories of the input files, sorted
     output: str
@@ -22,25 +22,25 @@ class Job:
 
     @property
     def root(self) -> str:
-        """The output by the name that it has through all its versions."""
+        """The path of the output that all its versions have in common."""
         return (
             self.output if self.output_version is None else self.output.removesuffix(f"/versions/{self.output_version}")
         )
 
 
 class Sink(Protocol):
-    """A receiver of numbers or events. Whatever a method raises becomes one warning, and the sink hears no more."""
+    """A receiver of metrics or events. An error of a method becomes a warning, and the sink is not called again."""
 
     name: str
 
     def begin(self, job: Job) -> None: ...
 
     def end(self, job: Job | None, ended: Ended, metrics: Sequence[Metric], error: str | None) -> None:
-        """Take the numbers; `job` is None where the command failed before its work began, `error` is its message."""
+        """Receive the metrics; `job` is None if the command failed before its work began, and `error` is its message."""
 
 
 def require_package(module: str, *, needed_by: str, install: str) -> None:
-    """Raise `ConfigError` where a package is not installed."""
+    """Raise `ConfigError` if a package is not installed."""
     if not is_installed(module):
         raise ConfigError(f"{needed_by} needs {module}, not installed; run: pip install {install}")
 
@@ -48,5 +48,5 @@ def require_package(module: str, *, needed_by: str, install: str) -> None:
 def is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # a package above it
+    except ModuleNotFoundError:  # of a parent package
         return False

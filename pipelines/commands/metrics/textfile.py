@@ -1,6 +1,7 @@
 """Metrics in a file in Prometheus' text format, for the textfile collector of node_exporter.
 
-https://prometheus.io/docs/instrumenting/exposition_formats/ has the format. The collector reads names that end in `.prom`.
+The format is described in https://prometheus.io/docs/instrumenting/exposition_formats/. The collector reads files that end in
+`.prom`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _LAST_SUCCESS = re.compile(rf"^{PREFIX}last_success_timestamp_seconds(?:{{.*}})?
 
 
 class Textfile:
-    """A file of metrics, replaced as a whole when a command ends. Raises `ConfigError` where it cannot be written."""
+    """A file of metrics, replaced as a whole when a command ends. Raises `ConfigError` if it cannot be written."""
 
     def __init__(self, path: str, labels: Mapping[str, str]) -> None:
         self.name, self._path, self._labels = f"--metrics {path}", path, labels
@@ -32,7 +33,7 @@ class Textfile:
             raise ConfigError(error.message) from error
 
     def last_success(self) -> float | None:
-        """Return the time of the last success that the file tells of."""
+        """Return the time of the last success that the file records."""
         match = _LAST_SUCCESS.search((read_bytes(self._path) or b"").decode(errors="replace"))
         return None if match is None else float(match[1])
 
@@ -44,7 +45,7 @@ class Textfile:
 
 
 def text_of(metrics: Sequence[Metric], labels: Mapping[str, str]) -> str:
-    """Return metrics, those of one name together, as text; each also has `labels`."""
+    """Return metrics as text, those with the same name together; `labels` are added to each."""
     lines = []
     for name, group in groupby(metrics, key=lambda metric: metric.full_name):
         members = list(group)

@@ -1,6 +1,6 @@
-"""Numbers and settings of a curation run in experiment trackers, by `report.report_to`: MLflow and Trackio.
+"""Metrics and settings of a curation run in the experiment trackers of `report.report_to`: MLflow and Trackio.
 
-Each is configured by its own environment (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, `TRACKIO_SPACE_ID`, ...).
+Each is configured by its own environment variables (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, `TRACKIO_SPACE_ID`, ...).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _MOST_TEXT = 500  # characters of a value, as MLflow allows
 
 
 class Mlflow:
-    """A run of MLflow, made when a command ends."""
+    """A run of MLflow, created when a command ends."""
 
     name = "mlflow"
 
     def begin(self, job: Job) -> None:
-        # of its own accord MLflow tries for minutes
+        # by default MLflow retries for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
@@ -32,7 +32,7 @@ class Mlflow:
             return
         import mlflow
 
-        status = "FAILED"  # also of one that the server takes a part of: left open, it would end as FINISHED at exit
+        status = "FAILED"  # also of a partly logged run, which MLflow would otherwise mark FINISHED at exit
         with contextlib.redirect_stdout(io.StringIO()):  # which has the path of the output, and nothing else
             mlflow.start_run(run_name=run_name(job))
             try:
@@ -45,7 +45,7 @@ class Mlflow:
 
 
 class Trackio:
-    """A run of Trackio, made when a command ends."""
+    """A run of Trackio, created when a command ends."""
 
     name = "trackio"
 
@@ -73,12 +73,12 @@ def find_trackers(names: Sequence[str]) -> list[Sink]:
 
 
 def flat(metrics: Sequence[Metric]) -> dict[str, float]:
-    """Return metrics by name, with the values of their labels behind slashes: `responses_rejected/empty_response`."""
+    """Return metrics by name, followed by slashes and the values of their labels: `responses_rejected/empty_response`."""
     return {"/".join([one.name, *map(_key, one.labels.values())]): one.number for one in metrics}
 
 
 def run_name(job: Job) -> str:
-    """Return the last part of the output's path, and its version."""
+    """Return the last part of the output's path, with its version."""
     name = job.root.rstrip("/").rpartition("/")[2]
     return name if job.output_version is None else f"{name} {job.output_version[:8]}"
 

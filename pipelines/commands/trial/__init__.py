@@ -1,1 +1,1 @@
-"""`bestkept trial`: short fine-tunes of a small model on a selection, on random responses and on the longest."""
+"""`bestkept trial`: short fine-tunes of a small model on a selection, on random responses and on the longest ones."""

@@ -1,7 +1,7 @@
-"""The responses of a trial: those of the selection, random ones, the longest, and references that none of them is trained on.
+"""The responses of a trial: the selection, random ones, the longest ones, and references on which no arm is trained.
 
-Each set is selected again from the score files of the run by its own rules, into a temporary directory: what is read is what
-an output holds, whatever the layout of the corpus and the store.
+Each set is selected again from the score files of the run by its own rules, into a temporary directory. The trial therefore reads
+the format of an output, whatever the layout of the corpus and the store.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from rm.conversations import (
 log = logging.getLogger(__name__)
 
 MOST_PROMPTS = 20_000
-"""Prompts of which responses are read; those with the smallest ids, which are hashes."""
+"""The most prompts whose responses are read: those with the smallest ids, which are hashes."""
 _ROWS_PER_FRAGMENT = 4096
 
 
@@ -56,7 +56,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class References:
-    """Responses to prompts that no arm is trained on, and where they come from: file, gold or test."""
+    """Responses to prompts on which no arm is trained, and their source: file, gold or test."""
 
     kind: str
     examples: list[Example]
@@ -71,12 +71,12 @@ def read_arms(
 ) -> dict[str, list[list[Example]]]:
     """Return the responses of `selection`, `random` and `longest` for each seed, without the references' prompts.
 
-    A random arm has as many responses of each prompt as the selection has of one it keeps, other ones for each seed.
+    A random arm has as many responses to each prompt as the selection keeps per kept prompt, different ones for each seed.
     """
     counts = manifest["counts"]
     keep = math.ceil(counts["kept"] / max(1, counts["kept_prompts"]))
     selection = _selected(config, config.select, scratch / "selection")
-    # without it, a model with several outputs has no reward
+    # without this step, a model with several outputs has no reward
     combined = [step for step in config.select if step.reward is not None]
     drawn = _selected(config, [*combined, {"random": {"keep": keep * seeds}}], scratch / "random")
     longest = _selected(config, [*combined, {"longest": {"keep": keep}}], scratch / "longest")
@@ -93,7 +93,7 @@ def read_arms(
 def read_references(config: RunConfig, plan: Plan, *, reference: str | None, most: int, scratch: Path) -> References:
     """Return the references: those of a file, else the best by `report.gold`, else the test split.
 
-    Raises `ConfigError` where there is none of these, `InputError` where it holds nothing.
+    Raises `ConfigError` if none of these sources exists, and `InputError` if the source is empty.
     """
     if reference is not None:
         kind, examples, share = "file", _file_examples(reference, plan.max_row_bytes), 1.0
@@ -119,7 +119,7 @@ def read_references(config: RunConfig, plan: Plan, *, reference: str | None, mos
 
 
 def _file_examples(path: str, max_row_bytes: int) -> Iterator[Example]:
-    """Yield prompts and responses of a file of references, in any layout of a corpus."""
+    """Yield the prompts and responses of a file of references, in any layout of a corpus."""
     input = InputConfig(path=path)
     files = list_files(input)
     names, rows, where = first_columns(files, max_row_bytes=max_row_bytes)
@@ -140,7 +140,7 @@ def _file_examples(path: str, max_row_bytes: int) -> Iterator[Example]:
 def _selected(
     config: RunConfig, steps: Sequence[Any], folder: Path, *, column: str | None = None, split: str = "train"
 ) -> list[Example]:
-    """Select anew by these steps, or by the rewards of a `column`, into `folder`; return what is kept."""
+    """Select again by these steps, or by the rewards of a `column`, into `folder`; return the kept responses."""
     values = config.model_dump(exclude_unset=True)
     paired = any(getattr(step, "makes_pairs", False) for step in steps)
     output: dict[str, Any] = {"path": str(folder), "shape": "preference" if paired else "prompt_completion"}
@@ -164,7 +164,7 @@ def _selected(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Leave out what a selection logs: it is none that the user asked for."""
+    """Suppress the log lines of a selection that the user did not request."""
     logger = logging.getLogger("pipelines")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -186,13 +186,13 @@ def _read(folder: Path, split: str, *, prompts: str) -> Iterator[Example]:
                 try:
                     prompt = with_tools(from_messages(_bare(row["prompt"])), row.get("tools"))
                     response = from_response(_bare(row.get("completion") or row["chosen"]), after=prompt, several=True)
-                except UnusableError:  # what was scored is usable; a guard against other readers of JSON
+                except UnusableError:  # scored rows are usable; a guard against other readers of JSON
                     continue
                 yield Example(prompt_key(prompt), prompt, response)
 
 
 def _bare(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages without the keys that only others have."""
+    """Return messages without null values: keys that only other messages have."""
     return [{name: value for name, value in message.items() if value is not None} for message in messages]
 
 
@@ -201,7 +201,7 @@ def _without(rows: Sequence[Example], keys: set[bytes]) -> list[Example]:
 
 
 def _draw(rows: Sequence[Example], *, keep: int, seed: int) -> list[Example]:
-    """Return `keep` responses of each prompt, other ones for each seed while there are some."""
+    """Return `keep` responses to each prompt, different ones for each seed as long as there are enough."""
     by_prompt: dict[bytes, list[Example]] = {}
     for row in rows:
         by_prompt.setdefault(row.key, []).append(row)
@@ -214,7 +214,7 @@ def _draw(rows: Sequence[Example], *, keep: int, seed: int) -> list[Example]:
 
 
 def _shuffled(rows: Sequence[Example], seed: int) -> list[Example]:
-    """Return rows in an order by prompt that all arms have in common for a seed."""
+    """Return rows in an order by prompt that is the same for all arms of a seed."""
     return sorted(rows, key=lambda row: (hashlib.sha256(seed.to_bytes(8, "big") + row.key).digest(), _hash(row, seed)))
 
 

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 _ARMS = ("selection", "random", "longest")
 _IN_WORDS = {"selection": "the selection", "random": "random responses", "longest": "the longest responses"}
 _RESAMPLES = 2000
-_TAIL = 2.5  # percent of the resamples beyond either end of an interval
+_TAIL = 2.5  # percent of the resamples beyond each end of an interval
 _STARTS_ANEW = "; nothing is written, and the same command starts again"
 
 
@@ -60,13 +60,13 @@ class TrialOptions:
 
     @property
     def sizes(self) -> TrialSizes:
-        """The sizes of the trial: those that are given, the others by whether it is a quick one."""
+        """The sizes of the trial: those that are given, and the defaults of a quick or a whole trial for the others."""
         given = {name: value for name in ("seeds", "steps") if (value := getattr(self, name)) is not None}
         return (QUICK if self.quick else WHOLE)._replace(**given)
 
 
 def run_trial(output: str, config: RunConfig, options: TrialOptions, *, as_json: bool = False) -> dict[str, Any]:
-    """Run the trial, print its result, write `trial.json`, and name it in report and card; return the content of `trial.json`.
+    """Run the trial, print its result, write `trial.json`, and add it to report and card; return the content of `trial.json`.
 
     Raises `ConfigError` (another configuration than the output's, no reference, peft missing), `InputError`, `ModelLoadError`,
     `StorageError`.
@@ -111,7 +111,7 @@ def run_trial(output: str, config: RunConfig, options: TrialOptions, *, as_json:
 
 
 def _refuse_other_run(output: str, manifest: Mapping[str, Any], config: RunConfig, plan: Plan) -> None:
-    """Raise `ConfigError` where an output is not of this configuration."""
+    """Raise `ConfigError` if an output was not made with this configuration."""
     settings = load_json(to_json(selection_settings(config, plan)))
     differing = [name for name, value in settings.items() if manifest["selection"].get(name) != value]
     if manifest["fingerprint"] != plan.fingerprint:
@@ -170,7 +170,7 @@ def _measure(
 
 
 def _encoded(model: Student, examples: Sequence[Example], sizes: TrialSizes) -> list[Tokens]:
-    """Return an arm's responses as tokens, in order, as many as the steps take."""
+    """Return an arm's responses as tokens, in order, as many as the steps use."""
     rows: list[Tokens] = []
     tokens = 0
     for example in examples:
@@ -184,7 +184,7 @@ def _encoded(model: Student, examples: Sequence[Example], sizes: TrialSizes) -> 
 
 
 def _equal_steps(rows: Mapping[str, Sequence[Sequence[Tokens]]], sizes: TrialSizes) -> int:
-    """Return the number of steps for which every arm has tokens. Raises `InputError` where that is none."""
+    """Return the number of steps for which every arm has tokens. Raises `InputError` if it is zero."""
     tokens = {name: min(sum(row.response for row in part) for part in parts) for name, parts in rows.items()}
     least = min(tokens, key=lambda name: tokens[name])
     steps = min(sizes.steps, tokens[least] // sizes.tokens_per_step)
@@ -244,7 +244,7 @@ def _by_prompt(keys: Sequence[bytes], values: np.ndarray) -> np.ndarray:
 def _rewards(
     judge: Path, references: References, answers: Mapping[str, Sequence[Sequence[str]]], sizes: TrialSizes
 ) -> dict[str, np.ndarray]:
-    """Return the judge's rewards [seeds, prompts] of sampled answers; NaN for one that it cannot score, such as an empty one."""
+    """Return the judge's rewards [seeds, prompts] of sampled answers; NaN if an answer cannot be scored, such as an empty one."""
     from rm.engine.device import default_device
     from rm.identity import resolve_dtype
     from rm.scorer import Scorer
@@ -269,9 +269,9 @@ def _rewards(
 
 
 def compare(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return means of each arm's values [seeds, prompts], and differences of the selection to the others, paired by both.
+    """Return the means of each arm's values [seeds, prompts], and the selection's differences from the others, paired by both.
 
-    An interval is of resampled prompts and resampled seeds. Prompts for which a value is missing (NaN) in one arm are left out.
+    Intervals come from resampled prompts and seeds. Prompts for which a value is missing (NaN) in any arm are omitted.
     """
     usable = ~np.isnan(np.concatenate([values[name] for name in _ARMS])).any(axis=0)
     arms = {name: values[name][:, usable] for name in _ARMS}
@@ -283,7 +283,7 @@ def compare(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def estimate(differences: np.ndarray) -> dict[str, float | None]:
-    """Return the mean of `differences` [seeds, prompts] with a 95 % interval over both; null where there are no two prompts."""
+    """Return the mean of `differences` [seeds, prompts] and its 95 % interval over both, which needs two or more prompts."""
     seeds, prompts = differences.shape
     if prompts < 2:
         return {"value": float(differences.mean()) if prompts else None, "low": None, "high": None}
@@ -296,7 +296,7 @@ def estimate(differences: np.ndarray) -> dict[str, float | None]:
 
 
 def _tell(output: str, manifest: Mapping[str, Any]) -> None:
-    """Name the result in the card, and in the report where there is one."""
+    """Add the result to the card, and to the report if there is one."""
     path = join(output, "README.md")
     card = read_bytes(path)
     if card is not None:
@@ -316,7 +316,7 @@ def _is_one_of(judge: str, config: RunConfig) -> bool:
 
 
 def _place(path: str) -> str:
-    """One name for each local directory; of others the path."""
+    """One name for each local directory; for other paths, the path itself."""
     local = os.path.expanduser(path)
     return os.path.realpath(local) if os.path.isdir(local) else path.rstrip("/")
 
