@@ -1,7 +1,7 @@
 """The files of a model: from a local directory, the hub, or a directory on an object store, which is copied to this machine.
 
-`rm` knows local directories alone, so everything that has to do with stores is here. Launcher and workers agree on the sha256 of
-every file: the launcher computes them once, the plan carries them, and a worker loads nothing else.
+`rm` reads only local directories, so all access to stores is here. The launcher computes the sha256 of every file once, the plan
+records them, and a worker loads no other files.
 """
 
 from pipelines.storage.models.library_versions import installed_versions, refuse_other_versions

@@ -1,9 +1,10 @@
-"""Copies of models on this machine: each fetched once, whole or not at all, and checked at every use.
+"""Copies of models on this machine: each is fetched once, whole or not at all, and checked at every use.
 
-A copy lies in a directory that is named by the checksums of its files, so copies of other models, or of other weights of the same
-one, never meet, and nothing is ever removed: another run may use it. Files come into a temporary dot-directory, which is renamed
-when all of them are there and right. One process of a machine fetches, the others wait at a lock (`flock`, which the kernel
-releases when a process ends, however it ends); the next holder of the lock sweeps up what a killed process has left.
+The name of a copy's directory is a hash of the checksums of its files, so different models, or different weights of one model,
+have different directories. No copy is ever removed, since another run may use it. Files are fetched into a temporary
+dot-directory, which is renamed when all of them are complete and correct. One process of a machine fetches, and the others wait
+for a lock (`flock`, which the kernel releases when a process ends for any reason); the next holder of the lock removes what a
+killed process has left.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
 
 
 def models_root() -> Path:
-    """The directory of the copies: $BESTKEPT_MODELS; else one below the user's cache directory; else, where that is not writable,
-    one of the user's own below the temporary directory. Raises `StorageError`."""
+    """The directory of the copies: $BESTKEPT_MODELS; else one below the user's cache directory; if that is not writable, a
+    directory of this user below the temporary directory. Raises `StorageError`."""
     named = os.environ.get(MODELS)
     if named:
         return _make_root(Path(named).expanduser(), owned=False)
@@ -61,7 +62,7 @@ def models_root() -> Path:
 
 
 def _make_root(root: Path, *, owned: bool) -> Path:
-    """`root`, made if missing. One that holds copies already need not be writable; `owned`: it must belong to this user."""
+    """Return `root`, and create it if missing. It need not be writable if it has content; if `owned`, it must be this user's."""
     why = "it belongs to another user"
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700 if owned else 0o777)
@@ -77,9 +78,8 @@ def _make_root(root: Path, *, owned: bool) -> Path:
 
 
 def copy_of(url: str, sums: Files, *, contents: Mapping[str, bytes] | None = None) -> Path:
-    """The local directory with just these files of a model at `url`; missing or damaged ones come from `contents` or the store.
-
-    Raises `StorageError` where that fails or there is no room, and `ModelLoadError` where the store holds other files by now.
+    """The local directory with exactly these files of a model at `url`; missing or damaged ones are taken from `contents` or
+    fetched. Raises `StorageError` if that fails or there is no room, and `ModelLoadError` if the store now has other files.
     """
     root = models_root()
     target = root / digest_of(sums)
@@ -97,7 +97,7 @@ def copy_of(url: str, sums: Files, *, contents: Mapping[str, bytes] | None = Non
         with _temporary_directory(root, target.name) as fresh:
             for name in missing:
                 _fetch_checked(url, name, sums[name], fresh / name, (contents or {}).get(name))
-            if target.is_dir():  # file by file: a process that has an old one open keeps it
+            if target.is_dir():  # file by file: a process that has an old file open can still read it
                 for name in missing:
                     os.replace(fresh / name, target / name)
             else:
@@ -106,9 +106,9 @@ def copy_of(url: str, sums: Files, *, contents: Mapping[str, bytes] | None = Non
 
 
 def copy_unknown(listing: Listing, expected: Files | None) -> dict[str, FileSum]:
-    """The checksums of the files of a listing, by fetching all of them; remembered as long as the store shows the same versions.
+    """The checksums of the files of a listing, by fetching all of them; stored for as long as the store shows the same versions.
 
-    Raises `StorageError` where that fails, there is no room, or they are not those `expected`.
+    Raises `StorageError` if that fails, there is no room, or a checksum differs from that in `expected`.
     """
     root = models_root()
     memo = root / f"{listing.key}.json"
@@ -144,12 +144,12 @@ def _read_memo(memo: Path) -> dict[str, FileSum] | None:
         content = load_json(memo.read_text(encoding="utf-8"))
         return {name: FileSum(int(size), str(sha256)) for name, (size, sha256) in content.items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        return None  # a memo: where it is unreadable, the files are fetched again
+        return None  # if it is unreadable, the files are fetched again
 
 
 def _write_memo(memo: Path, sums: Files) -> None:
     temporary = memo.with_name(f".{memo.name}.{uuid.uuid4().hex[:12]}.tmp")
-    with suppress(OSError):  # it costs a fetch next time, nothing else
+    with suppress(OSError):  # without the memo, the files are only fetched again
         try:
             temporary.write_text(json.dumps(sums), encoding="utf-8")
             os.replace(temporary, memo)
@@ -158,7 +158,7 @@ def _write_memo(memo: Path, sums: Files) -> None:
 
 
 def _damaged_files(target: Path, sums: Files) -> list[str]:
-    """Names of the files that are missing or damaged, sorted."""
+    """Names of missing or damaged files, sorted."""
     from rm.identity import ModelError, file_hashes
 
     wrong = []
@@ -174,7 +174,7 @@ def _damaged_files(target: Path, sums: Files) -> list[str]:
 
 
 def _fetch_checked(url: str, name: str, expected: FileSum, path: Path, data: bytes | None) -> None:
-    """Fetch a file and check it; one that is not as expected is fetched once more."""
+    """Fetch a file and check it; if it is not as expected, fetch it once more."""
     if data is not None:
         path.write_bytes(data)
         return
@@ -200,7 +200,7 @@ def _describe(file: FileSum) -> str:
 
 
 def _fetch(place: str, path: Path) -> FileSum:
-    """Copy an object, as it is at this moment, to a new file; return the checksum of the copy."""
+    """Copy the current version of an object to a new file; return the size and checksum of the copy."""
     remote = files.object_at(place)
     seen = remote.stat() if remote is not None else None
     if remote is None or seen is None:
@@ -217,8 +217,8 @@ def _fetch(place: str, path: Path) -> FileSum:
 
 
 def parts_of(remote: RemoteObject, seen: ObjectStat) -> Iterator[bytes]:
-    """Yield the whole object in order, with some requests ahead: one at a time would leave most of the network idle."""
-    if seen.size is None:  # some web servers do not say
+    """Yield the whole object in order, with several requests ahead: one at a time would leave most of the network idle."""
+    if seen.size is None:  # some web servers do not report it
         yield remote.read() or b""
         return
     with ThreadPoolExecutor(_PARTS_AHEAD) as pool:
@@ -235,7 +235,7 @@ def parts_of(remote: RemoteObject, seen: ObjectStat) -> Iterator[bytes]:
 
 
 def _refuse_full(root: Path, url: str, needed_bytes: int) -> None:
-    """Raise `StorageError` where there is no room for the files to be fetched."""
+    """Raise `StorageError` if there is no room for the files to be fetched."""
     free_bytes = shutil.disk_usage(root).free
     if needed_bytes > free_bytes:
         raise StorageError(
@@ -246,7 +246,7 @@ def _refuse_full(root: Path, url: str, needed_bytes: int) -> None:
 
 @contextmanager
 def _hold_lock(root: Path, name: str) -> Iterator[str]:
-    """Hold the lock of that name, and sweep up what killed holders have left. Raises `StorageError`."""
+    """Hold the lock of this name, and remove what killed holders have left. Raises `StorageError`."""
     path = root / f".{name}.lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -257,11 +257,11 @@ def _hold_lock(root: Path, name: str) -> Iterator[str]:
             _sweep(root, name)
         yield name
     finally:
-        os.close(descriptor)  # the file stays: with it removed, two could hold locks of the same name
+        os.close(descriptor)  # the file is not removed: otherwise two processes could hold locks of the same name
 
 
 def _sweep(root: Path, held: str) -> None:
-    """Remove what killed processes have left: temporaries of the lock `held`, and of locks that no process holds."""
+    """Remove the temporary files of killed processes: those of the lock `held`, and of locks that no process holds."""
     for left in root.glob(".*.tmp"):
         name = left.name.split(".")[1]
         if name == held:
@@ -273,7 +273,7 @@ def _sweep(root: Path, held: str) -> None:
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Wait for the lock; False where the file system has none: then two processes may fetch, and the first to end wins."""
+    """Wait for the lock; False if the file system has no locks: then two processes may fetch, and the first to finish wins."""
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -289,7 +289,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def _temporary_directory(root: Path, name: str) -> Iterator[Path]:
-    """A new dot-directory; its content is removed when the body ends. An `OSError` in there becomes a `StorageError`."""
+    """A new dot-directory; it is removed when the body ends. An `OSError` in the body becomes a `StorageError`."""
     place = root / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
         place.mkdir()

@@ -1,8 +1,8 @@
 """A model's directory on an object store: its listing, and its checksums file.
 
-`bestkept model fetch` writes that file last. It names every file with its size, its sha256 and the version that the store gave
-it, so that a launcher has the hashes of the weights without reading them. It is trusted as long as the store shows the same
-versions: files that were copied or written since are read and compared.
+`bestkept model fetch` writes the checksums file last. It records each file's name, size, sha256 and version on the store, so that
+a launcher has the hashes of the weights without reading them. It is trusted as long as the store shows the same versions: files
+that have been copied or written since then are read and compared.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Files = Mapping[str, FileSum]
 
 
 def digest_of(sums: Files) -> str:
-    """32 hex digits that name this content: the same for the same files, wherever they lie."""
+    """32 hex digits that identify this content: the same for the same files, wherever they are stored."""
     fields = {name: list(file) for name, file in sums.items()}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a model at one moment; `others` lie beside them."""
+    """The files of a model at one moment; `others` are the other files in its directory."""
 
     url: str
     model: Mapping[str, StoredObject]
@@ -48,7 +48,7 @@ class Listing:
 
     @property
     def key(self) -> str | None:
-        """A string that changes when a file does; None where the store gives no versions."""
+        """A string that changes when a file does; None if the store reports no versions."""
         if not all(file.version for file in self.model.values()):
             return None
         fields = {name: list(file) for name, file in self.model.items()}
@@ -56,14 +56,14 @@ class Listing:
 
 
 def list_model(url: str, *, with_weights: bool = True) -> Listing:
-    """List the files at `url`. Raises `ModelLoadError` where they are no model, `StorageError` where they cannot be listed."""
+    """List the files at `url`. Raises `ModelLoadError` if they are not a model, `StorageError` if they cannot be listed."""
     from rm.identity import ModelError, refuse_adapters, require_weights, select_files
 
     if url.startswith("hf://"):
         raise ModelLoadError(f"model.path {url!r} is on the hub; write its id instead, 'owner/name'")
     try:
         stored = stored_in(url)
-    except FileNotFoundError:  # some drivers, where there is no bucket
+    except FileNotFoundError:  # raised by some drivers for a missing bucket
         stored = {}
     try:
         refuse_adapters(url, stored)
@@ -100,7 +100,7 @@ class Checksums(NamedTuple):
 
 
 def read_checksums(url: str) -> Checksums | None:
-    """The content of a directory's checksums file, None where there is none. Raises `StorageError` where it cannot be parsed."""
+    """Read a directory's checksums file; None if there is none. Raises `StorageError` if it cannot be parsed."""
     place = join(url, CHECKSUMS_FILE)
     data = files.read_bytes(place)
     if data is None:
@@ -120,10 +120,10 @@ def read_checksums(url: str) -> Checksums | None:
 
 
 def known_files(listing: Listing) -> tuple[dict[str, FileSum] | None, dict[str, FileSum] | None]:
-    """(checksums of the files, where the store shows that they are the very objects that the checksums file describes; checksums
-    that they should have by that file), each None where it is not known.
+    """Return (the files' checksums, None unless the store shows the versions that the checksums file names; the checksums in
+    that file, None if there is no file).
 
-    Raises `StorageError` where a file is missing, beyond those named, or of another size.
+    Raises `StorageError` if a file is missing, has another size, or is not in the checksums file.
     """
     checksums = read_checksums(listing.url) if CHECKSUMS_FILE in listing.others else None
     if checksums is None:
@@ -139,7 +139,7 @@ def known_files(listing: Listing) -> tuple[dict[str, FileSum] | None, dict[str, 
 
 
 def checksum_error(url: str, name: str, how: str) -> StorageError:
-    """The error where a directory is not what its checksums file says."""
+    """The error for a directory that differs from its checksums file."""
     return StorageError(
         f"{url} is not what {CHECKSUMS_FILE} says, cut, damaged or changed since: {name} {how}; run "
         f"`bestkept model fetch` again, or remove {CHECKSUMS_FILE} to use the files as they are"

@@ -1,7 +1,7 @@
 """`bestkept model fetch`: copies a hub model or a local directory to a directory on an object store, or to a local one.
 
-Files are created one after the other, the checksums file last: without it, no run takes the copy for complete, and the same
-command resumes where it broke off. A model is never overwritten with another one: a run may be reading it.
+Files are created one after the other, the checksums file last: without it, no run treats the copy as complete, and the same
+command resumes where it stopped. A model is never overwritten by another one, since a run may be reading it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class FetchResult(NamedTuple):
     destination: str
     source: str  # a directory's name, or a hub id with its commit
     files: dict[str, FileSum]
-    sent: int  # of the files; the others were there
+    sent: int  # number of files sent; the others existed there
 
 
 def fetch_model(source: str, destination: str, *, revision: str | None = None) -> FetchResult:
-    """Copy a model; files that are there already are not sent again.
+    """Copy a model; files that exist at the destination are not sent again.
 
-    Raises `ConfigError` for arguments that do not go together, `ModelLoadError` for a source that is no model or has only pickled
-    weights, `ConflictError` where another model lies at the destination, and `StorageError`.
+    Raises `ConfigError` for an invalid argument, `ModelLoadError` for a source that is not a model or has only pickled weights,
+    `ConflictError` if there is another model at the destination, and `StorageError`.
     """
     from rm.calibration_record import CALIBRATION_FILE
     from rm.identity import ModelError, file_hashes, resolve_model, select_files
@@ -62,10 +62,10 @@ def fetch_model(source: str, destination: str, *, revision: str | None = None) -
     complete = _is_complete(place, sums)
     sent = 0 if complete else sum(_send(file, join(place, name), sums[name]) for name, file in model.items())
     calibration = directory / CALIBRATION_FILE
-    if calibration.is_file():  # no reward depends on it, and a later evaluation may have found another one
+    if calibration.is_file():  # no reward depends on it, and a later evaluation may have changed it
         publish.replace(join(place, CALIBRATION_FILE), calibration.read_bytes())
     local = Path(source).expanduser().is_dir()
-    named = Path(directory).resolve().name if local else f"{source}@{directory.name}"  # of a hub model: its commit
+    named = Path(directory).resolve().name if local else f"{source}@{directory.name}"  # for a hub model, its commit
     if not complete:
         stored = _list_stored(place)
         checksums = Checksums(sums, {name: stored[name].version for name in sums}, named)
@@ -91,7 +91,7 @@ def _refuse_same(directory: Path, destination: str) -> None:
 
 
 def _is_complete(place: str, sums: Files) -> bool:
-    """Return whether the whole model is there, by a checksums file that holds. Raises `ConflictError` where another model lies
+    """Return whether the whole model is there, according to a valid checksums file. Raises `ConflictError` if another model is
     there, before anything is sent."""
     from rm.identity import select_files
 
@@ -109,7 +109,7 @@ def _is_complete(place: str, sums: Files) -> bool:
 
 
 def _send(file: Path, place: str, expected: FileSum) -> bool:
-    """Send a file; False where the same one lies there already. Raises `ConflictError` where another one does."""
+    """Send a file; False if the same file exists there. Raises `ConflictError` if another one does."""
     remote, sent = files.object_at(place), False
     if (remote is None and not Path(place).exists()) or (remote is not None and remote.stat() is None):
         log.info("sending %s, %s bytes", place, f"{expected.bytes:,}")
@@ -125,7 +125,7 @@ def _send(file: Path, place: str, expected: FileSum) -> bool:
 
 
 def _content(place: str) -> FileSum:
-    """Size and checksum of an object, by reading it."""
+    """Read an object, and return its size and checksum."""
     remote = files.object_at(place)
     if remote is None:
         with open(place, "rb") as file:
@@ -142,7 +142,7 @@ def _content(place: str) -> FileSum:
 def _list_stored(place: str) -> dict[str, StoredObject]:
     try:
         return stored_in(place)
-    except FileNotFoundError:  # some drivers, where there is no bucket
+    except FileNotFoundError:  # raised by some drivers for a missing bucket
         raise StorageError(f"cannot write {place}: there is no such bucket; create it, or fix its name") from None
 
 

@@ -1,7 +1,7 @@
-"""The versions that rewards depend on beside the model: launcher and workers must have the same ones.
+"""The versions of software on which rewards depend; they must be the same on launcher and workers.
 
-A fingerprint does not hold them: a new release of a library rarely changes a reward by more than rounding, and must not cost all
-scores. But one run must not mix them, nor workers differ from the launcher that checked the model.
+They are not part of a fingerprint: a new release of a library rarely changes a reward by more than rounding, and must not make
+scores unusable. But within one run, workers must have the versions of the launcher that checked the model.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _SCORING = "SCORING_VERSION"
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions by name; libraries that are not installed are left out. Imports none of them.
+    """The versions by name, without libraries that are not installed. Imports none of them.
 
-    Without local parts: 2.9.0+cpu and 2.9.0+cu128 are the same source.
+    Local parts of versions are omitted: 2.9.0+cpu and 2.9.0+cu128 have the same source.
     """
     from rm.identity import SCORING_VERSION
 
@@ -32,7 +32,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def refuse_other_versions(planned: Mapping[str, str]) -> None:
-    """Raise `ModelLoadError` where the versions of a worker differ from those `planned` by the launcher."""
+    """Raise `ModelLoadError` if the versions on this worker differ from those `planned` by the launcher."""
     installed = installed_versions()
     others = [name for name, version in planned.items() if name in installed and installed[name] != version]
     if others:

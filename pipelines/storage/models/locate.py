@@ -1,6 +1,6 @@
-"""`model.path` → a local directory, with as much of the model as its user needs.
+"""`model.path` → a local directory, with the necessary parts of the model.
 
-Planning needs configuration, tokenizer and the hashes of the weights; scoring, evaluating and training need all of it.
+Planning needs configuration, tokenizer and the hashes of the weights; scoring, evaluation and training need the whole model.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pipelines.storage.models import cache
 from pipelines.storage.models.checksums import Files, FileSum, Listing, known_files, list_model
 
 _LOCAL_URLS = ("file://", "local://")
-_WEIGHTS_SUFFIX = ".safetensors"  # of these files a launcher needs no more than their hashes
+_WEIGHTS_SUFFIX = ".safetensors"  # a launcher needs only the hashes of these files
 
 
 class LocatedModel(NamedTuple):
     """A model as a launcher sees it."""
 
-    directory: Path  # configuration, tokenizer and calibration, and of a local model the weights
-    hashes: dict[str, str] | None  # name → sha256 of all model files, where the directory does not hold them
+    directory: Path  # configuration, tokenizer and calibration, and for a local model the weights
+    hashes: dict[str, str] | None  # name → sha256 of all model files, if the directory does not contain them all
     planned: dict[str, Any]  # the location, for workers
 
 
@@ -35,7 +35,7 @@ def is_remote(path: str) -> bool:
 
 
 def locate(path: str, revision: str | None) -> LocatedModel:
-    """The parts of a model that planning needs; weights on a store are fetched only where no checksums file has their hashes.
+    """The parts of a model that planning needs; weights on a store are fetched only if no checksums file has their hashes.
 
     Raises `ModelLoadError` or `StorageError`.
     """
@@ -54,7 +54,7 @@ def locate(path: str, revision: str | None) -> LocatedModel:
 
 
 def reading_directory(path: str, revision: str | None) -> Path:
-    """A local directory with configuration and tokenizer; weights are neither fetched nor missed. Raises `ModelLoadError` or
+    """A local directory with configuration and tokenizer; weights are neither fetched nor required. Raises `ModelLoadError` or
     `StorageError`."""
     from rm.identity import ModelError, resolve_without_weights
 
@@ -68,7 +68,7 @@ def reading_directory(path: str, revision: str | None) -> Path:
 
 
 def whole_directory(path: str, revision: str | None) -> Path:
-    """A local directory with all of a model. Raises `ModelLoadError` or `StorageError`."""
+    """A local directory with the whole model. Raises `ModelLoadError` or `StorageError`."""
     from rm.identity import ModelError, resolve_model
 
     if not is_remote(path):
@@ -81,15 +81,15 @@ def whole_directory(path: str, revision: str | None) -> Path:
 
 
 def small_directory(model: Mapping[str, Any]) -> Path:
-    """A local directory with configuration and tokenizer of a plan's model, on the launcher."""
+    """A local directory with the configuration and tokenizer of a plan's model, on the launcher."""
     if "files" not in model:
         return Path(model["directory"])
     return cache.copy_of(model["directory"], _without_weights(_planned_files(model)))
 
 
 def loadable_directory(model: Mapping[str, Any], identity: Mapping[str, Any]) -> Path:
-    """The directory from which a worker loads a plan's model. Raises `ModelLoadError` or `StorageError` unless it holds the very
-    weights and tokenizer of the plan's fingerprint."""
+    """The directory from which a worker loads a plan's model. Raises `ModelLoadError` or `StorageError` unless it has exactly
+    the weights and tokenizer of the plan's fingerprint."""
     from rm.identity import ModelError, identify
 
     if "files" in model:
@@ -132,7 +132,7 @@ def _refuse_revision(path: str, revision: str | None) -> None:
 
 
 def _small_copy(listing: Listing, sums: Files | None) -> Path:
-    """A copy of all but the weights. Files that no checksums file names are read first: they are small."""
+    """A copy of all files except the weights. Files without known checksums, which are small, are read first."""
     from rm.calibration_record import CALIBRATION_FILE
 
     known = dict(_without_weights(sums or {}))
@@ -163,7 +163,7 @@ def _planned_files(model: Mapping[str, Any]) -> dict[str, FileSum]:
 
 @contextmanager
 def carrying_model_errors() -> Iterator[None]:
-    """Turn what a model refuses while it reads texts, such as a chat template without end, into a `ModelLoadError`."""
+    """Turn a model's errors while it reads texts, such as an endless chat template, into a `ModelLoadError`."""
     from rm.identity import ModelError
 
     try:
