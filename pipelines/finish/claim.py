@@ -1,6 +1,6 @@
 """Claim and manifest: the files that say which selection an output belongs to, and that it is complete.
 
-`claim.json` is created first and holds the hashes of inputs and selection; `manifest.json` is written last, and an output
+`claim.json` is created first and contains the hashes of inputs and selection; `manifest.json` is written last, and an output
 without it is incomplete. Neither contains times, paths or row text: equal inputs and settings give equal bytes.
 
 Shards that a manifest does not name are refused, and never removed. No run leaves any, even if it is killed: all shard names

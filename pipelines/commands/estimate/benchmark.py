@@ -19,7 +19,7 @@ from rm.conversations import Conversation
 
 BENCHMARK_SECS = 15.0
 _CHUNK_SECS = 1.5  # calls of the benchmark grow until one takes this long
-_SPEED_VARIES = 0.1  # from one minute to the next, beyond what the calls of a benchmark show
+_SPEED_VARIES = 0.1  # from one minute to the next, in addition to the variation within a benchmark
 
 
 @dataclass(frozen=True)

@@ -33,17 +33,17 @@ class Gpu(Strict):
     float32_tflops: Positive
     memory_gib: Positive
     bfloat16: bool = True
-    """False where the type is only emulated."""
+    """False if the type is only emulated."""
 
     def peak_flops(self, dtype: str) -> float:
         return 1e12 * (self.float32_tflops if dtype == "float32" else self.peak_tflops)
 
 
 class Utilisation(Strict):
-    """The share of a GPU's peak that a forward reaches."""
+    """The share of a GPU's peak that a forward pass reaches."""
 
     parameters: Positive
-    """Largest size of the models that it holds for."""
+    """Largest size of the models to which it applies."""
     low: Annotated[float, Field(gt=0.0, le=1.0)]
     high: Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -99,7 +99,7 @@ class Prices(Strict):
     region: str
     source: str
     shuffle_gib: Price = 0.0
-    """Price of a GiB that is shuffled."""
+    """Price of a shuffled GiB."""
     machines: Annotated[dict[str, Machine], Field(min_length=1)]
 
     def age_days(self, today: datetime.date) -> int:
