@@ -66,7 +66,7 @@ class InputFile(NamedTuple):
 
     @property
     def codec(self) -> str | None:
-        """The compression alone."""
+        """The compression without the layout."""
         last = (self.compression or "").rpartition(".")[2]
         return None if last in ("", *LAYOUTS) else last
 
@@ -151,7 +151,7 @@ def with_layout(file: InputFile) -> InputFile:
             chunks = iter([stream.read(_PEEK_BYTES)]) if file.codec is None else decompress(stream, file.codec)
             start = next(chunks, b"").removeprefix(UTF8_BOM).lstrip()
     except InputError:
-        return file  # the error is raised where its rows are read
+        return file  # the error is raised when its rows are read
     if not start.startswith(b"["):
         return file
     return file._replace(compression="array" if file.codec is None else f"array.{file.codec}")

@@ -99,7 +99,7 @@ def _reason_of(error: ValueError | RecursionError, line: bytes) -> str:
         return "deep_nesting"
     if isinstance(error, UnusableError):
         return error.reason
-    return "bad_json" if isinstance(error, json.JSONDecodeError) else "huge_number"  # an integer of too many digits
+    return "bad_json" if isinstance(error, json.JSONDecodeError) else "huge_number"  # an integer with too many digits
 
 
 def _opened(line: bytes) -> int:

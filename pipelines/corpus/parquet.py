@@ -79,7 +79,7 @@ def refuse_types(file: InputFile, mapping: RowMapping) -> None:
     columns += [(mapping.reward, "the reward", "numbers, or lists of numbers")] if mapping.reward else []
     for name, role, expected in columns:
         if (kind := _type_at(schema, name)) is None:
-            continue  # an error of its own
+            continue  # a missing or duplicate column has its own error
         scalar = kind
         while scalar.id in _LISTS or pa.types.is_dictionary(scalar):
             scalar = scalar.value_type

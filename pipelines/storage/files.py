@@ -120,7 +120,7 @@ def _open_object(remote: RemoteObject) -> tuple[BinaryIO, StoredObject]:
     if seen is None:
         raise FileNotFoundError(errno.ENOENT, "there is no such object", remote.place)
     status = StoredObject(seen.size, version_of(dict(seen.described)))
-    if seen.size is None:  # some web servers do not say
+    if seen.size is None:  # some web servers do not report it
         return cast("BinaryIO", remote.fs.open(remote.name, "rb")), status
     return open_remote(remote, seen), status
 

@@ -1,4 +1,4 @@
-"""Detection of the columns that hold prompt and responses, from their names and the kinds of the first rows' values.
+"""Detection of the columns of prompt and responses, from their names and the kinds of the first rows' values.
 
 Pure. If several readings fit, the first in this order wins; the order never changes, so that a corpus keeps its scores:
 

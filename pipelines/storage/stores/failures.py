@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 class Kind(enum.Enum):
-    """The kinds of failures, by what can be done about them."""
+    """The kinds of failures, by the possible reactions to them."""
 
     MISSING = "there is no such object"
     EXISTS = "a precondition does not hold: something is there already, or has changed"

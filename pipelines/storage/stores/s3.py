@@ -171,7 +171,7 @@ class S3Object(RemoteObject):
         return True
 
     def _write(self, method: str, **arguments: Any) -> Any:
-        """Send a request that fails with 404 only where the bucket is missing."""
+        """Send a request for which 404 means a missing bucket or upload, or with `IfMatch` a missing object."""
         try:
             return self._retry("write", lambda secs: self._call(method, secs, **arguments))
         except FileNotFoundError:
