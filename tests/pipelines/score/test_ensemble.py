@@ -158,7 +158,7 @@ def test_what_cannot_be_standardised_is_named():
     with pytest.raises(ModelLoadError, match=r"model flat gives each of 3 responses the reward 0\.5, .*remove it"):
         standards_of(measure([table([1, 2, 4]), table([0.5, 0.5, 0.5])]), ["good", "flat"])
     alone = measure([table([1, 2, None]), table([None, 2, 3])])
-    with pytest.raises(InputError, match=r"models a, b have 1 scored responses in common.*two or more"):
+    with pytest.raises(InputError, match=r"models a, b have only 1 scored in common.*two or more"):
         standards_of(alone, ["a", "b"])
-    with pytest.raises(InputError, match="have 0 scored responses in common"):
+    with pytest.raises(InputError, match="have only 0 scored in common"):
         standards_of(merge_moments([]), ["a", "b"])
