@@ -49,8 +49,8 @@ test-all: install
 
 engines: install  # on third-party programs in the folder ENGINES; see CONTRIBUTING.md
 	$(PYTEST) -m engines -rs
-	S3_SERVER=versitygw $(PYTEST) tests/pipelines/storage -rs
-	S3_SERVER=versitygw-versioned $(PYTEST) tests/pipelines/storage -rs
+	S3_SERVER=versitygw $(PYTEST) tests/pipelines/storage -rsx
+	S3_SERVER=versitygw-versioned $(PYTEST) tests/pipelines/storage -rsx
 
 chaos: install
 	PYTHONPATH=.:tests $(BIN)/python -m chaos.campaign

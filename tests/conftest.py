@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support.tiny_models import save_causal, save_encoder
 
-pytest_plugins = ["services.stores"]
+pytest_plugins = ["services.engines", "services.stores"]
 
 hypothesis.settings.register_profile("bestkept", deadline=None)  # no test asserts a time
 hypothesis.settings.load_profile("bestkept")

@@ -120,7 +120,10 @@ def settle(path: str, data: bytes, *, accepts: Callable[[bytes], T | None], ours
             return value
         if replace(path, data, version=version):
             return ours
-    raise _unsettled(path)
+    raise StorageError(
+        f"cannot write {path}: the object there is different each time it is read ({_ATTEMPTS} times); remove it and run the "
+        "same command again"
+    )
 
 
 def create_or_read(path: str, data: bytes) -> tuple[bytes, str] | None:
@@ -134,13 +137,10 @@ def create_or_read(path: str, data: bytes) -> tuple[bytes, str] | None:
         existing = read_with_version(path)
         if existing is not None:  # otherwise it has been removed since
             return existing
-    raise _unsettled(path)
-
-
-def _unsettled(path: str) -> StorageError:
-    return StorageError(
-        f"cannot write {path}: the object there is missing or different each time it is read ({_ATTEMPTS} times); remove "
-        "it and run the same command again"
+    raise StorageError(
+        f"cannot write {path}: it exists each time it is written, and is missing each time it is read ({_ATTEMPTS} times); in a "
+        "bucket with versions, a delete marker may count as an object: remove all versions of it, or choose another place, and "
+        "run the same command again"
     )
 
 

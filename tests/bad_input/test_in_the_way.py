@@ -102,7 +102,7 @@ def test_what_is_never_there_when_it_is_read_ends_too(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "create", lambda path, data: False)
     error = ends(lambda: publish.settle(str(tmp_path / "a"), b"x", accepts=lambda _: 1, ours=2))
     assert isinstance(error, StorageError)
-    assert "the object there is missing or different each time it is read" in str(error)
+    assert "exists each time it is written, and is missing each time it is read (20 times)" in str(error)
 
 
 @pytest.mark.parametrize("kind", [fifo, link_to_fifo])

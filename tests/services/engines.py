@@ -20,7 +20,16 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).parents[1]
-FOLDER = Path(os.environ.get("ENGINES", TESTS.parents[1] / "shared" / "engines"))
+_NAMED = os.environ.get("ENGINES")
+FOLDER = Path(_NAMED or TESTS.parents[1] / "shared" / "engines").resolve()
+
+
+def pytest_configure() -> None:
+    """Refuse a folder that is named and missing; the default may be missing."""
+    if _NAMED and not FOLDER.is_dir():
+        raise pytest.UsageError(
+            f"ENGINES={_NAMED} is not a folder; name that of the programs, or leave the variable out"
+        )
 
 
 @cache
