@@ -18,6 +18,7 @@ def _select(root: Path, steps: list[Any]) -> tuple[float, Any]:
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
     from pipelines.config import Limits, RunConfig
+    from pipelines.runtime.transforms import Spread
     from pipelines.select.columns import unpack
     from pipelines.select.selection import Selection, needs_of
     from pipelines.select.transform import Select
@@ -32,8 +33,8 @@ def _select(root: Path, steps: list[Any]) -> tuple[float, Any]:
     selection = Selection(tuple(config.select), needs, None, 16)
     selected = (
         pipeline
-        | "Files" >> beam.Create(descriptors)
-        | "Spread" >> beam.Reshuffle()
+        | "Files" >> beam.Create(descriptors, reshuffle=False)
+        | "Spread" >> Spread()
         | "Select" >> Select(selection, Limits(max_rejected_fraction=1.0), with_schemas=False)
     )
     _ = selected["kept"] | "Keep" >> beam.Map(collect)

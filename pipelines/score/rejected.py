@@ -37,7 +37,7 @@ def list_path(scores: str, plan_hash: str, suffix: str = "") -> str:
 
 def rejected_rows(scores: pa.Table, unit_start: int) -> pa.Table:
     """The places of the rejected responses of a score file, and the reasons."""
-    rejected = scores.filter(scores["reason"].is_valid()).select(["row", "response_index", "reason"])
+    rejected = scores.select(["row", "response_index", "reason"]).filter(scores["reason"].is_valid())
     rejected = rejected.set_column(2, "reason", rejected["reason"].cast(pa.string()))
     return rejected.append_column("unit_start", pa.array([unit_start] * rejected.num_rows, type=pa.int64()))
 

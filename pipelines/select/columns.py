@@ -66,6 +66,11 @@ class Needs:
         return _schema(self)
 
     @property
+    def read(self) -> Needs:
+        """The needs of rows that no rule has seen, without the columns that rules compute."""
+        return replace(self, rank=False, margin=False, rival=False, other=False)
+
+    @property
     def kept(self) -> Needs:
         """The needs of the kept rows, after the last rule."""
         return replace(self, tokens=False, length=False, rival=False, labels=(), values=(), marks=(), computed=())
@@ -142,7 +147,7 @@ def concatenate(parts: Sequence[Candidates], needs: Needs) -> Candidates:
         return parts[0]
     columns: dict[str, Any] = {**zero_columns(sum(map(len, parts)))}
     for name in needs.columns:
-        columns[name] = np.concatenate([getattr(part, name) for part in parts])
+        columns[name] = _join([getattr(part, name) for part in parts])
     if not needs.raw:
         columns["raw"] = columns["reward"]
     labels = {
@@ -152,6 +157,14 @@ def concatenate(parts: Sequence[Candidates], needs: Needs) -> Candidates:
     kept_values = (*needs.values, *needs.marks, *needs.computed)
     values = {name: np.concatenate([part.values[name] for part in parts]) for name in kept_values}
     return Candidates(**columns, labels=labels, values=values)
+
+
+def _join(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """All parts one after the other; a single value for all rows takes no memory afterwards either."""
+    filled = [part for part in parts if len(part)]
+    if filled and all(part.strides == (0,) and part[0] == filled[0][0] for part in filled):
+        return np.broadcast_to(filled[0][:1], (sum(map(len, filled)),))
+    return np.concatenate(parts)
 
 
 def to_labels(column: pa.ChunkedArray) -> Labels:

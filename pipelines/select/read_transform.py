@@ -132,7 +132,7 @@ def _summary(everything: Candidates, counts: StepCounts, selection: Selection) -
 
 
 def _partition_block(parts: list[Candidates], selection: Selection) -> list[tuple[int, Candidates]]:
-    return list(split_by_partition(concatenate(parts, selection.needs), selection))
+    return list(split_by_partition(concatenate(parts, selection.needs.read), selection))
 
 
 def split_by_partition(candidates: Candidates, selection: Selection) -> Iterator[tuple[int, Candidates]]:
@@ -148,10 +148,10 @@ def split_by_partition(candidates: Candidates, selection: Selection) -> Iterator
 
 
 def _combine(number: int, parts: list[Candidates], selection: Selection) -> tuple[int, Candidates]:
-    whole = concatenate(parts, selection.needs)
+    whole = concatenate(parts, selection.needs.read)
     rule = selection.prefilter
     return number, whole if rule is None else shrink(whole, rule, needs=selection.needs)
 
 
 def _pack(number: int, parts: list[Candidates], selection: Selection) -> tuple[int, bytes]:
-    return number, pack(_combine(number, parts, selection)[1], selection.needs)
+    return number, pack(_combine(number, parts, selection)[1], selection.needs.read)

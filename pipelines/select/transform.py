@@ -269,7 +269,7 @@ class ApplyRules(ThreadedDoFn):
     def work(self, element: tuple[int, Any], *cuts: Settled) -> list[Any]:
         partition, data = element
         needs = self.selection.needs
-        rows = unpack(data, needs).sorted_by_prompt() if self.first else unpack([data], needs)
+        rows = unpack(data, needs.read).sorted_by_prompt() if self.first else unpack([data], needs)
         steps, counts = [*self.steps], StepCounts()
         if steps and self.selection.steps[steps[0]].reward is not None:  # what follows compares only this reward
             rows = self._apply(rows, steps.pop(0), counts)

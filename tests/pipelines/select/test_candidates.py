@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.selection_tables import candidates
 
 from pipelines.select import candidates as module
 from pipelines.select.candidates import Candidates, pack_places, place_order
+from pipelines.select.columns import Needs, concatenate
 
 
 def table() -> Candidates:
@@ -93,3 +96,32 @@ def test_many_keys_are_sorted_like_few(bits):
     assert sorted(order.tolist()) == list(range(len(high)))
     keys = np.stack([high[order], low[order]], axis=1)
     assert starts.tolist() == np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]).any(axis=1))).tolist()
+
+
+def test_a_single_value_for_all_rows_of_all_parts_takes_no_memory_after_concatenation():
+    needs = Needs(length=True, rival=True)
+    parts = [replace(table(), unit=np.broadcast_to(np.int32(unit), (len(table()),))) for unit in (3, 3, 4)]
+    empty = parts[2].slice(0, 0)
+    same, different = concatenate([parts[0], empty, parts[1]], needs), concatenate(parts, needs)
+    assert same.unit.strides == (0,)
+    assert np.array_equal(same.unit, [3] * 2 * len(table()))
+    assert np.array_equal(different.unit, np.repeat([3, 3, 4], len(table())))
+    assert all(np.array_equal(getattr(same, name), np.tile(getattr(table(), name), 2)) for name in ("row", "reward"))
+    assert len(concatenate([empty, empty], needs)) == 0
+
+
+def test_columns_that_rules_compute_are_not_shuffled_before_the_rules():
+    needs = Needs(length=True, raw=True, rank=True, margin=True, rival=True, other=True)
+    assert set(needs.columns) - set(needs.read.columns) == {
+        *(
+            "rank",
+            "margin",
+            "rival",
+            "other_file",
+            "other_unit",
+            "other_row",
+            "other_response",
+            "other_hash",
+            "other_raw",
+        )
+    }
