@@ -48,7 +48,7 @@ test-all: install
 	$(PYTEST) -m "not engines"
 
 engines: install  # on third-party programs in the folder ENGINES; see CONTRIBUTING.md
-	$(PYTEST) -m engines -rs
+	$(PYTEST) -m engines tests/engines tests/end_to_end -rs
 	S3_SERVER=versitygw $(PYTEST) tests/pipelines/storage -rsx
 	S3_SERVER=versitygw-versioned $(PYTEST) tests/pipelines/storage -rsx
 

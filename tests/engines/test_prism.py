@@ -21,11 +21,16 @@ from pipelines.runtime import execute, progress
 
 pytestmark = engines("prism", "beam-boot", "versitygw")
 ROWS, FILES, ROWS_PER_FRAGMENT = 48, 6, 4
+ALIKE = {"words": 1, "similarity": 0.65}  # two answers of one generator share four of six words
 RULES = {
     "cuts": [{"where": "reward > -0.9"}, {"top": {"fraction": 0.8, "per": "generator"}}, {"top": {"rows": 20}}],
     "prompts": [{"length_correction": {}}, {"drop_prompts": {"min_spread": 0.1}}, {"best_of_n": {"keep": 2}}],
     "pairs": [{"reward": "reward * 2"}, {"threshold": {"min_z": -1.5}}, {"pairs": {"min_gap": 0.1}}],
-    "lengths": [{"top": {"tokens": 150}}, {"longest": {"keep": 3}}, {"random": {"keep": 2}}],
+    "texts": [
+        *({"top": {"tokens": 900}}, {"longest": {"keep": 3}}, {"random": {"keep": 2}}),
+        {"decontaminate": {"against": ["TESTS"], "ngram": 3}},
+        *({"near_duplicates": {"of": "response", **ALIKE}}, {"diverse": {"rows": 3, **ALIKE}}),
+    ],
 }
 
 
@@ -43,6 +48,7 @@ class Both:
         for number in range(FILES):
             path = write_jsonl(root / "in" / f"{number}.jsonl", corpus_rows()[number::FILES])
             bucket.put(f"in/{number}.jsonl", path.read_bytes())
+        self.tests = write_jsonl(root / "tests.jsonl", [{"prompt": "prompt number 3"}])
 
     def here(self, scorer, **changes) -> dict[str, str]:
         """What a run in memory gives."""
@@ -58,9 +64,14 @@ class Both:
         return outcome, hashes(self.bucket.contents("out"))
 
     def _config(self, root: str, **changes) -> RunConfig:
-        shape = "preference" if "pairs" in changes.get("select", [{}])[-1] else "messages"
+        select = changes.get("select", [{}])
+        shape = "preference" if {"pairs", "preferences"} & {*select[-1]} else "messages"
+        for step in select:
+            if "decontaminate" in step:
+                step["decontaminate"]["against"] = [str(self.tests)]
+        carry = {"format": "preferences"} if "preferences" in select[-1] else {"carry": ["generator"]}
         values = {
-            "input": {"path": f"{root}/in/*.jsonl", "rows_per_fragment": ROWS_PER_FRAGMENT, "carry": ["generator"]},
+            "input": {"path": f"{root}/in/*.jsonl", "rows_per_fragment": ROWS_PER_FRAGMENT, **carry},
             "model": {"path": str(self.model)},
             "output": {"path": f"{root}/out", "rows_per_shard": 4, "shape": shape},
         }
@@ -79,10 +90,24 @@ def test_every_rule_keeps_the_same_bytes(both, select):
     assert 0 < outcome.manifest["counts"]["kept"] < ROWS
 
 
-def test_an_ensemble(both, tmp_path):
-    models = [{"path": str(save_named_model(tmp_path / "models" / name))} for name in ("anna", "bo")]
-    _, contents = both.there(NamedFactory(str(tmp_path / "log")), model=models)
-    assert contents == both.here(NamedFactory(str(tmp_path / "log")), model=models)
+def test_an_ensemble_and_a_signal(both, tmp_path):
+    anna, bo, carol = ({"path": str(save_named_model(tmp_path / "models" / name))} for name in ("anna", "bo", "carol"))
+    select = [{"on_topic": {"signal": "carol", "gap": 0.1}}, {"best_of_n": {"keep": 2, "min_candidates": 1}}]
+    changes = {"model": [anna, bo], "signals": {"carol": {"model": carol}}, "select": select}
+    outcome, contents = both.there(NamedFactory(str(tmp_path / "log")), **changes)
+    assert contents == both.here(NamedFactory(str(tmp_path / "log")), **changes)
+    assert 0 < outcome.manifest["steps"][0]["rows"] < ROWS
+
+
+def test_pairs_of_a_preference_corpus(both):
+    for number in range(FILES):
+        rows = [{"prompt": f"prompt {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(24)[number::6]]
+        path = write_jsonl(both.root / "in" / f"{number}.jsonl", rows)
+        both.bucket.put(f"in/{number}.jsonl", path.read_bytes())
+    select = [{"preferences": {"min_margin": 0.1}}]
+    outcome, contents = both.there(StubFactory(), select=select)
+    assert contents == both.here(StubFactory(), select=select)
+    assert 0 < outcome.manifest["counts"]["kept"] < 24
 
 
 def test_texts_that_are_colocated(both, tmp_path):

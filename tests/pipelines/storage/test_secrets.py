@@ -70,6 +70,7 @@ def bestkept(tmp_path: Path, settings: dict[str, str], *arguments: str) -> subpr
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(SERVER == "versitygw-versioned", reason="run on this server without versions")
 def test_credentials_are_in_nothing_that_is_said_or_written(make_store, tmp_path):
     """Runs of the command that fail in several ways, and one that succeeds: what they say and write holds no secret."""
     store = make_store("s3")
