@@ -14,10 +14,9 @@ from support.selection_data import export_config
 def _select(root: Path, steps: list[Any]) -> tuple[float, Any]:
     import apache_beam as beam
     import numpy as np
-    from apache_beam.options.pipeline_options import PipelineOptions
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
     from pipelines.config import Limits, RunConfig
+    from pipelines.runtime.beam_options import make_runner, pipeline_options
     from pipelines.runtime.transforms import Spread
     from pipelines.select.columns import unpack
     from pipelines.select.selection import Selection, needs_of
@@ -29,7 +28,7 @@ def _select(root: Path, steps: list[Any]) -> tuple[float, Any]:
     needs = needs_of(config)
     descriptors = [text.encode() for text in json.loads((root / "descriptors.json").read_text())]
     began = time.perf_counter()
-    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    pipeline = beam.Pipeline(runner=make_runner(config.runner), options=pipeline_options(config.runner, []))
     selection = Selection(tuple(config.select), needs, None, 16)
     selected = (
         pipeline
