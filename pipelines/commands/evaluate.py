@@ -16,6 +16,7 @@ from pipelines.commands.app import COMMAND_LINE, is_file
 from pipelines.commands.printing import print_result
 from pipelines.commands.progress_bar import ShowPart, showing_batches, showing_nothing, showing_work
 from pipelines.config import EvaluateConfig, ModelConfig, load, validate
+from pipelines.config.signals import RelevanceConfig
 from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.corpus.preference_rows import preference_rows
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rm.conversations import Conversation
-    from rm.evaluate import Evaluation, Stress
+    from rm.evaluate import Evaluation, Relevance, Stress
     from rm.preferences import Group
     from rm.scorer import GroupScores, Scorer, Work
 
@@ -48,7 +49,8 @@ class _ScoredGroups:
     stressed: Stress | None
     max_length: int
     dtype: str
-    near: list[GroupScores] | None = None  # cosines, if requested
+    relevance: Relevance | None = None
+    relevance_cut: int = 0  # responses of which the embedding model reads only a part, or of whose prompts
 
     @property
     def rewards(self) -> list[npt.NDArray[np.float32]]:
@@ -69,6 +71,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     facts = {
         "verdict": document["verdict"],
         "accuracy": document["evaluation"]["accuracy"]["overall"],
+        "gated": document["evaluation"]["gated"],
         "temperature_stored": document["temperature_stored"],
     }
     print_result(
@@ -89,7 +92,7 @@ def evaluate_model(config: EvaluateConfig, showing: Showing, working: Working = 
     temperature_directory = _temperature_directory(config)
     with working("reading preferences"):
         from rm.embedder import refuse_relevance
-        from rm.evaluate import Bootstrap, Relevance, evaluate
+        from rm.evaluate import Bootstrap, evaluate
         from rm.identity import ModelError
 
         groups, rejected = _read(config)
@@ -101,16 +104,13 @@ def evaluate_model(config: EvaluateConfig, showing: Showing, working: Working = 
             scored = _score(config, directory, groups, showing, working)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
-    relevance = None
-    if config.relevance is not None and scored.near is not None:
-        relevance = Relevance([one.rewards for one in scored.near], config.relevance.gap)
     with working("computing the evaluation"):
         evaluation = evaluate(
             groups,
             scored.rewards,  # and no lengths: token counts are cut where the text is
             bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
             stressed=scored.stressed,
-            relevance=relevance,
+            relevance=scored.relevance,
         )
     stored = None
     if temperature_directory is not None:
@@ -126,9 +126,8 @@ def evaluate_model(config: EvaluateConfig, showing: Showing, working: Working = 
         "units": evaluation_tables.units_of(figures),
         "evaluation": figures,
     }
-    if config.relevance is not None and scored.near is not None:
-        cut = sum(int(one.truncated.sum()) for one in scored.near)
-        document["relevance"] = {**config.relevance.model_dump(), "truncated": cut}
+    if config.relevance is not None:
+        document["relevance"] = {**config.relevance.model_dump(), "truncated": scored.relevance_cut}
     _write(config.output.path, document)
     return document
 
@@ -228,21 +227,30 @@ def _score(
         prompts=config.stress.prompts,
         bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
     )
-    return _ScoredGroups(
-        scores, stressed, scorer.template.max_length, dtype, _measure_relevance(config, groups, showing)
-    )
+    relevance, cut = None, 0
+    if config.relevance is not None:
+        relevance, cut = _measure_relevance(config.relevance, groups, stressed, showing)
+    return _ScoredGroups(scores, stressed, scorer.template.max_length, dtype, relevance, cut)
 
 
-def _measure_relevance(config: EvaluateConfig, groups: Sequence[Group], showing: Showing) -> list[GroupScores] | None:
-    """Return the cosines of prompts and responses; None where no embedding model is given."""
+def _measure_relevance(
+    settings: RelevanceConfig, groups: Sequence[Group], stressed: Stress | None, showing: Showing
+) -> tuple[Relevance, int]:
+    """Return the cosines of prompts and responses, and the number of responses in the groups that are only read in part."""
     from rm.embedder import Embedder
+    from rm.evaluate import measure_relevance
 
-    if config.relevance is None:
-        return None
-    embedder = Embedder.open(**config.relevance.model_dump(exclude={"gap"}))
-    with showing(sum(len(group.responses) for group in groups)) as report:
-        embedder.on_batch = report
-        return embedder.score([(group.prompt, group.responses) for group in groups])
+    embedder = Embedder.open(**settings.model_dump(exclude={"gap"}))
+    cut = []
+
+    def score(asked: Sequence[tuple[Conversation, Sequence[str]]]) -> list[npt.NDArray[np.float32]]:
+        with showing(sum(len(responses) for _, responses in asked)) as report:
+            embedder.on_batch = report
+            scores = embedder.score(asked)
+        cut.append(sum(int(one.truncated.sum()) for one in scores))
+        return [one.rewards for one in scores]
+
+    return measure_relevance(groups, stressed, score, gap=settings.gap), cut[0]
 
 
 def _temperature_directory(config: EvaluateConfig) -> Path | None:

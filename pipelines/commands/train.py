@@ -19,7 +19,7 @@ from pipelines.config import TrainConfig
 from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.corpus.preference_rows import preference_rows
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
-from pipelines.report import stress, verdict
+from pipelines.report import gate, stress, verdict
 from pipelines.report.evaluation_tables import temperature_words
 from pipelines.report.text import percent_interval, rate
 from pipelines.runtime import logs
@@ -54,9 +54,9 @@ def run_training(config: TrainConfig) -> TrainResult:
         logs.only_warnings()
     result = train_model(config, showing_training)
     if first:
-        figures = None if result.heldout is None else result.heldout.to_json()["stress"]
+        figures = {} if result.heldout is None else result.heldout.to_json()
         used = {name for name in ("foreign", "length_balance", "length_head") if getattr(config.train, name)}
-        advice = list(stress.advice(figures, used=used))
+        advice = [*stress.advice(figures.get("stress"), used=used), *gate.advice(figures.get("gated"))]
         print_result(
             "trained",
             _summary_fields(result, advice),
@@ -177,6 +177,7 @@ def _summary_fields(result: TrainResult, advice: list[str]) -> dict[str, Any]:
         "judgements_per_sec": result.judgements_per_sec,
         "tokens_per_sec": result.tokens_per_sec,
         "heldout_accuracy": None if evaluation is None else evaluation["accuracy"]["overall"],
+        "gated": None if evaluation is None else evaluation["gated"],
         "verdict": None if evaluation is None else evaluation["verdict"]["verdict"],
         "advice": advice,
     }
@@ -204,6 +205,8 @@ def _summary_table(result: TrainResult, advice: list[str]) -> Table:
         counts = f"{row['comparisons']:,} comparisons, {row['prompts']:,} prompts"
         table.add_row("held-out accuracy, %", f"{percent_interval(row['model'])} on {counts}")
         table.add_row(f"  the {row['rule']} response", percent_interval(row["length"]))
+        if evaluation["gated"]:
+            table.add_row("  behind the relevance gate", gate.words(evaluation["gated"]))
         table.add_row("verdict", verdict.sentence(evaluation["verdict"]))
         for warning in verdict.warnings({**evaluation["verdict"], "stress": evaluation["stress"]}):
             table.add_row("", warning)

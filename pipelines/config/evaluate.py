@@ -55,9 +55,9 @@ class EvaluateConfig(Strict):
     stress: StressConfig = StressConfig()
     """The stress tests."""
     relevance: RelevanceConfig | None = None
-    """An embedding model for an additional baseline, which takes the response nearer to the prompt if the cosines of the two
-    differ by more than `gap`, otherwise the longer one. The verdict then compares the model with the best of this, the longer
-    and the shorter response."""
+    """An embedding model for a relevance gate, which takes the response nearer to the prompt if the cosines of the two differ by
+    more than `gap`. The model is also measured behind this gate, as the step `on_topic` selects. The verdict then compares the
+    model alone with the best of the longer, the shorter, and the nearer or longer response."""
     output: EvaluationOutput = EvaluationOutput()
     """The files with the results."""
     limits: RowLimits = RowLimits()

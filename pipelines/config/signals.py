@@ -47,7 +47,7 @@ class EmbeddingConfig(Strict):
 class RelevanceConfig(EmbeddingConfig):
     gap: float = Field(default=0.2, ge=0.0, allow_inf_nan=False)
     """The nearer response is taken if the cosines of two responses with the prompt differ by more than this, otherwise the
-    longer one."""
+    longer one, or the one with the higher reward."""
 
 
 class SignalConfig(Strict):

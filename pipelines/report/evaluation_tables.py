@@ -7,20 +7,9 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from pipelines.report import stress
-from pipelines.report.text import percent, percent_interval
+from pipelines.report import gate, stress
+from pipelines.report.text import number, number_interval, percent, percent_interval
 from pipelines.storage.canonical_json import Json
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:z.{digits}f}"
-
-
-def number_interval(estimate: Json) -> str:
-    """Return `0.407 [0.371, 0.444]`."""
-    if estimate["low"] is None:
-        return number(estimate["value"])
-    return f"{number(estimate['value'])} [{number(estimate['low'])}, {number(estimate['high'])}]"
 
 
 def units_of(evaluation: Json) -> dict[str, str]:
@@ -44,6 +33,12 @@ def units_of(evaluation: Json) -> dict[str, str]:
         "reward_bench_2": "share of items, 0 to 1",
         "stress.tests": "share of prompts, 0 to 1",
         "stress.without_prompt": "correlation, -1 to 1",
+        "gated.gap": "cosine, 0 to 2",
+        "gated.other_prompt": "share of prompts, 0 to 1",
+        "gated.similar_prompt": "share of prompts, 0 to 1",
+        "gated.best_of_all": "gold score, as in the data",
+        "gated.best_over_model": "gold score, as in the data",
+        "gated": "share of comparisons, 0 to 1",
     }
 
 
@@ -77,6 +72,8 @@ def evaluation_tables(document: Json, *, written_to: str) -> Iterator[Table]:
         yield _reward_bench(evaluation["reward_bench_2"])
     if evaluation["stress"]:
         yield _stress(evaluation["stress"])
+    if evaluation["gated"]:
+        yield _gated(evaluation)
     yield _summary(document, written_to)
 
 
@@ -141,6 +138,13 @@ def _reward_bench(scores: Json) -> Table:
 def _stress(stressed: Json) -> Table:
     table = _table("stress tests", *stress.COLUMNS)
     for cells in stress.rows(stressed):
+        table.add_row(*cells)
+    return table
+
+
+def _gated(evaluation: Json) -> Table:
+    table = _table(gate.title(evaluation["gated"]), *gate.COLUMNS)
+    for cells in gate.rows(evaluation):
         table.add_row(*cells)
     return table
 

@@ -125,6 +125,17 @@ def _sanitise(words: str) -> Iterator[str]:
             yield " " if character in "\t\r\n" else "\ufffd" if hidden else character
 
 
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """Return `0.407`, or `-` for None."""
+    return "-" if value is None else f"{value:{'+' if sign else ''}z.{digits}f}"
+
+
+def number_interval(estimate: Json, *, sign: bool = False) -> str:
+    """Return `0.407 [0.371, 0.444]`."""
+    value, low, high = (number(estimate[name], sign=sign) for name in ("value", "low", "high"))
+    return value if estimate["low"] is None else f"{value} [{low}, {high}]"
+
+
 def percent(value: float | None, *, sign: bool = False) -> str:
     """Return `61.2`, or `-` for None."""
     return "-" if value is None else f"{100 * value:{'+' if sign else ''}z.1f}"

@@ -22,6 +22,7 @@ from rm.evaluate.calibration import Bin, Calibration, Fit, FittedTemperature, ca
 from rm.evaluate.calibration_file import load_temperature, store_centring, store_offset, store_temperature
 from rm.evaluate.comparisons import Comparisons, Relevance, clusters, correctness, tabulate
 from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correlation, margin_bins
+from rm.evaluate.gate import Gated, behind_gate, measure_relevance
 from rm.evaluate.reward_bench import RewardBench2, reward_bench_2
 from rm.evaluate.stress import ScoreGroups, Stress, StressTest, stress
 from rm.evaluate.verdict import Verdict
@@ -47,6 +48,7 @@ class Evaluation(Figures):
     best_of_n: BestOfNCurve | None
     reward_bench_2: RewardBench2 | None
     stress: Stress | None
+    gated: Gated | None  # the model behind a relevance gate
 
 
 def evaluate(
@@ -63,7 +65,7 @@ def evaluate(
     `rewards` holds an array [K] for each group, aligned with its responses; NaN if a response could not be scored.
     `lengths` are the responses' lengths in tokens, in the same form; without them, characters are counted. Where a model
     truncates, its token counts stop at the limit and weaken the length baseline: omit them then. `stressed` is the result of
-    `stress`, which needs a model. With `relevance`, rules of length behind a relevance gate are compared as well.
+    `stress`, which needs a model. With `relevance`, length and the model behind a relevance gate are measured as well.
 
     Raises `ValueError` if the arrays do not fit the groups.
     """
@@ -75,6 +77,9 @@ def evaluate(
     bootstrap = bootstrap or Bootstrap()
     table = tabulate(groups, rewards, sizes, relevance)
     accuracies = accuracy(table, bootstrap=bootstrap)
+    gated = None
+    if relevance is not None:
+        gated = behind_gate(table, groups, rewards, relevance=relevance, stressed=stressed, bootstrap=bootstrap)
     return Evaluation(
         groups=len(groups),
         prompts=len(np.unique(clusters(groups))),
@@ -91,6 +96,7 @@ def evaluate(
         best_of_n=best_of_n(groups, rewards, sizes, bootstrap=bootstrap),
         reward_bench_2=reward_bench_2(groups, rewards),
         stress=stressed,
+        gated=gated,
     )
 
 
@@ -112,6 +118,7 @@ __all__ = [
     "Evaluation",
     "Fit",
     "FittedTemperature",
+    "Gated",
     "LengthCorrelation",
     "MarginBin",
     "Relevance",
@@ -131,6 +138,7 @@ __all__ = [
     "kl_best_of_n",
     "length_correlation",
     "load_temperature",
+    "measure_relevance",
     "paired_difference",
     "store_centring",
     "store_offset",

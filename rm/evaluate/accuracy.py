@@ -99,9 +99,9 @@ def accuracy_row(name: str, table: Comparisons, *, bootstrap: Bootstrap, among: 
     used = table[table.scored & ~table.tied]
     model = correctness(used.gap, used.probability)
     longer = correctness(used.length[:, 0] - used.length[:, 1], used.probability)
-    gated = None if np.isnan(used.gated).any() else correctness(used.gated, used.probability)
+    gated = None if np.isnan(used.gate).any() else correctness(used.nearer_or_longer, used.probability)
     whole = _against_length(model, longer, gated, cluster=used.cluster, bootstrap=bootstrap, among=among)
-    near = used.length.min(axis=1) >= MATCHED * used.length.max(axis=1)
+    near = similar_lengths(used)
     matched = _against_length(
         model[near],
         longer[near],
@@ -126,6 +126,12 @@ def accuracy_row(name: str, table: Comparisons, *, bootstrap: Bootstrap, among: 
         matched_length=matched.length,
         matched_difference=matched.difference,
     )
+
+
+def similar_lengths(table: Comparisons) -> NDArray[np.bool_]:
+    """Return whether each comparison [C] is of two responses of similar length."""
+    matched: NDArray[np.bool_] = table.length.min(axis=1) >= MATCHED * table.length.max(axis=1)
+    return matched
 
 
 class _AgainstLength(NamedTuple):

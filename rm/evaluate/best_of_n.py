@@ -55,7 +55,7 @@ def best_of_n(
     least number of responses of any prompt, as long as half of the prompts have n responses; `prompts` is their number.
     All curves of a point are over the same prompts.
     """
-    graded = [_gold_scores(group) for group in groups]
+    graded = [gold_scores(group) for group in groups]
     gold = any(np.isfinite(value).any() for value in graded)
     pools: list[Floats] = []  # [4, N] each: value, then the keys to choose by: reward, length and value
     prompts: list[int] = []
@@ -76,7 +76,7 @@ def best_of_n(
     return BestOfNCurve("gold" if gold else "reward", points)
 
 
-def _gold_scores(group: Group) -> Floats:
+def gold_scores(group: Group) -> Floats:
     """Return gold scores [K]; NaN for a response without one."""
     if group.scores:
         return np.array([math.nan if score is None else score for score in group.scores], dtype=np.float64)

@@ -40,8 +40,9 @@ class Figures:
     """A frozen dataclass of numbers that can be written as JSON."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields by name; estimates as `{value, low, high}`, NaN and infinities as null."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """Return the fields by name; estimates as `{value, low, high}`, NaN and infinities as null. Fields that `repr` leaves out
+        are left out."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self) if field.repr}
 
 
 def _plain(value: Any) -> Any:

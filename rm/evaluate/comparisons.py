@@ -27,7 +27,7 @@ class Comparisons:
     probability: Floats  # [C] stated, that i is preferred; 1/2 is a tie
     gap: Floats  # [C] r_i - r_j; NaN if either could not be scored
     length: Floats  # [C, 2] of i and j
-    gated: Floats  # [C] positive if i is the nearer or longer one, see `Relevance`; NaN if relevance is not known
+    gate: Floats  # [C] positive if the relevance gate chooses i, negative if j, 0 if neither; NaN without `Relevance`
     cluster: Ints  # [C] prompts, numbered in the order of their keys
     half: NDArray[np.bool_]  # [C] the half of the prompts that the prompt falls in, by its key
     origin: NDArray[np.object_]
@@ -51,6 +51,16 @@ class Comparisons:
         """The comparisons [C] that are ties."""
         return np.equal(self.probability, 0.5)
 
+    @property
+    def nearer_or_longer(self) -> Floats:
+        """Positive [C] if i is the nearer or longer one, negative if j is, behind the gate; NaN if relevance is not known."""
+        return join_gate(self.gate, self.length[:, 0] - self.length[:, 1])
+
+
+def join_gate(gate: Floats, signal: Floats) -> Floats:
+    """Return `gate`, and `signal` where the gate is 0."""
+    return np.where(gate != 0, gate, signal)
+
 
 def correctness(signal: Floats, probability: Floats) -> Floats:
     """Return 1 where `signal` (positive: i) points to the side that `probability` favours, 1/2 where it is 0, else 0."""
@@ -58,11 +68,18 @@ def correctness(signal: Floats, probability: Floats) -> Floats:
 
 
 class Relevance(NamedTuple):
-    """The cosines of prompts and responses, as a gate before the rule of length: of two responses whose cosines differ by more
-    than `gap` the nearer one is chosen, else the longer one."""
+    """The cosines of prompts and responses, as a gate before another rule: of two responses whose cosines differ by more than
+    `gap` the nearer one is chosen, else the longer one, or the one with the higher reward."""
 
     cosines: Sequence[ArrayLike]  # [K] for each group
     gap: float
+    duels: Sequence[ArrayLike] = ()  # for each duel of the stress tests, in the order of its texts
+
+
+def nearer(i: ArrayLike, j: ArrayLike, *, gap: float) -> Floats:
+    """Return the differences of two sides' cosines where they are above `gap`, and 0 where they are not, or not known."""
+    ahead = np.asarray(i, dtype=np.float64) - np.asarray(j, dtype=np.float64)
+    return np.where(np.abs(ahead) > gap, ahead, 0.0)
 
 
 def tabulate(
@@ -78,9 +95,9 @@ def tabulate(
     """
     if not len(groups) == len(rewards) == len(lengths):
         raise ValueError(f"{len(groups)} groups, {len(rewards)} arrays of rewards, {len(lengths)} of lengths")
-    numbers: list[tuple[float, float, float, float, float]] = []
+    numbers: list[tuple[float, ...]] = []
     owner: list[int] = []
-    cosines = [None] * len(groups) if relevance is None else relevance.cosines
+    cosines = [None] * len(groups) if relevance is None else [np.asarray(one) for one in relevance.cosines]
     for index, (group, reward, length, near) in enumerate(zip(groups, rewards, lengths, cosines, strict=True)):
         r, size = np.asarray(reward, dtype=np.float64), np.asarray(length, dtype=np.float64)
         if not len(group.responses) == len(r) == len(size):
@@ -91,20 +108,17 @@ def tabulate(
         for i, j, p in _judgements(group):
             if hashes[i] > hashes[j]:
                 i, j, p = j, i, 1.0 - p
-            gated = math.nan
-            if relevance is not None:
-                ahead = float(np.asarray(near)[i]) - float(np.asarray(near)[j])
-                gated = ahead if abs(ahead) > relevance.gap else size[i] - size[j]
-            numbers.append((p, r[i] - r[j], size[i], size[j], gated))
+            cosine_i, cosine_j = (math.nan, math.nan) if near is None else (near[i], near[j])
+            numbers.append((p, r[i] - r[j], size[i], size[j], cosine_i, cosine_j))
             owner.append(index)
-    table = np.array(numbers, dtype=np.float64).reshape(-1, 5)
+    table = np.array(numbers, dtype=np.float64).reshape(-1, 6)
     group_of = np.array(owner, dtype=np.int64)
     keys = [prompt_key(group.prompt) for group in groups]
     return Comparisons(
         table[:, 0],
         np.where(np.isfinite(table[:, 1]), table[:, 1], np.nan),
         table[:, 2:4],
-        table[:, 4],
+        np.full(len(table), np.nan) if relevance is None else nearer(table[:, 4], table[:, 5], gap=relevance.gap),
         clusters(groups)[group_of],
         # the last byte: `heldout_split` reads the first eight, and these halves must halve its held-out prompts
         np.array([key[-1] % 2 == 1 for key in keys], dtype=bool)[group_of],

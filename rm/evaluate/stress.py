@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -50,6 +51,14 @@ class StressTest(Figures):
     preferred: Estimate
 
 
+class Duel(NamedTuple):
+    """A prompt's own response, and responses to other prompts, with their rewards."""
+
+    prompt: Conversation
+    texts: Mapping[str, str]  # `own` first, then those of `other_prompt` and `similar_prompt` that differ from it
+    rewards: Floats  # of these texts
+
+
 @dataclass(frozen=True)
 class Stress(Figures):
     """The stress tests, and the dependence of the rewards on the prompt.
@@ -61,6 +70,7 @@ class Stress(Figures):
     tests: tuple[StressTest, ...]
     without_prompt: Estimate
     groups: int  # number of groups in `without_prompt`
+    duels: tuple[Duel, ...] = field(default=(), repr=False, compare=False)  # text, so it is neither shown nor stored
 
     def test(self, name: str) -> StressTest | None:
         """Return the test of this name; None if no response could be changed in this way."""
@@ -95,7 +105,10 @@ def stress(
     ]
     tests = (_test(name, table, bootstrap) for name in (OTHER_PROMPT, SIMILAR_PROMPT, *CHANGES))
     correlations = _without_prompt(groups, drawn, rewards, score)
-    return Stress(tuple(test for test in tests if test.prompts), _mean(correlations, bootstrap), len(correlations))
+    duels = (_duel(prompt, texts, row) for (prompt, texts), row in zip(asked, table, strict=True))
+    return Stress(
+        tuple(test for test in tests if test.prompts), _mean(correlations, bootstrap), len(correlations), tuple(duels)
+    )
 
 
 def _draw(groups: Sequence[Group], prompts: int) -> list[int]:
@@ -135,8 +148,20 @@ def _other_texts(place: int, own: Sequence[str], similar: Sequence[int]) -> dict
 
 def _test(name: str, table: Sequence[Mapping[str, float]], bootstrap: Bootstrap) -> StressTest:
     gaps = np.array([rewards["own"] - rewards[name] for rewards in table if name in rewards])
-    won = 0.5 + 0.5 * np.sign(gaps[np.isfinite(gaps)])
-    return StressTest(name, len(won), _mean(won, bootstrap))
+    return stress_test(name, gaps[np.isfinite(gaps)], bootstrap)
+
+
+def stress_test(name: str, gaps: Floats, bootstrap: Bootstrap) -> StressTest:
+    """Return the test whose prompts prefer their responses by these gaps: 0 counts half."""
+    return StressTest(name, len(gaps), _mean(0.5 + 0.5 * np.sign(gaps), bootstrap))
+
+
+def _duel(prompt: Conversation, texts: Sequence[str], rewards: Mapping[str, float]) -> Duel:
+    """Return the duel of a prompt's texts, in the order of their rewards."""
+    foreign = {
+        name: text for (name, text) in zip(rewards, texts, strict=True) if name in ("own", OTHER_PROMPT, SIMILAR_PROMPT)
+    }
+    return Duel(prompt, foreign, np.array([rewards[name] for name in foreign], dtype=np.float64))
 
 
 def _mean(values: Floats, bootstrap: Bootstrap) -> Estimate:

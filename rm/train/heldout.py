@@ -16,6 +16,7 @@ from rm.evaluate import (
     ScoreGroups,
     Stress,
     evaluate,
+    measure_relevance,
     store_centring,
     store_offset,
     store_temperature,
@@ -67,7 +68,9 @@ def describe_saved(
         store_centring(settings.output_path, settings.centring)
     if not heldout.groups:
         return None
-    relevance = None if settings.relevance is None else _measure_relevance(heldout.groups, **settings.relevance)
+    relevance = None
+    if settings.relevance is not None:
+        relevance = _measure_relevance(heldout.groups, stressed, **settings.relevance)
     evaluation = evaluate(heldout.groups, heldout.spread(rewards), stressed=stressed, relevance=relevance)
     if evaluation.calibration is not None:
         data = settings.heldout_path or settings.sources[0][0]
@@ -83,9 +86,11 @@ def describe_saved(
     return evaluation
 
 
-def _measure_relevance(groups: Sequence[Group], path: str, *, gap: float, **reading: Any) -> Relevance:
-    scores = Embedder.open(path, **reading).score([(group.prompt, group.responses) for group in groups])
-    return Relevance([one.rewards for one in scores], gap)
+def _measure_relevance(
+    groups: Sequence[Group], stressed: Stress | None, path: str, *, gap: float, **reading: Any
+) -> Relevance:
+    embedder = Embedder.open(path, **reading)
+    return measure_relevance(groups, stressed, lambda asked: [one.rewards for one in embedder.score(asked)], gap=gap)
 
 
 def stress_heldout(

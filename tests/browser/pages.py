@@ -14,7 +14,7 @@ from pipelines.report.charts import Bar, Counts, Mark, Reference, Series
 from pipelines.report.pages import evaluation
 from pipelines.report.pages.base import STYLE
 from pipelines.report.verdict import words_of
-from rm.evaluate import Bootstrap, evaluate
+from rm.evaluate import Bootstrap, Relevance, evaluate
 
 PLAIN = ("helpful_base", "helpful_online", "harmless", "code", "summaries", "mathematics", "dialogue")
 HOSTILE = (
@@ -37,13 +37,15 @@ def evaluation_page(names: tuple[str, ...] = PLAIN, path: str = "out/demo/model"
         for k in range(120)
     ]
     rewards = list(rng.normal(size=(120, 4)) * 2 + np.array([1, 0, 0, -1]))
+    near = Relevance(list(rng.normal(size=(120, 4)) / 9 + 0.5), 0.2)
     document: dict[str, Any] = {
         "model": {"path": path},
         "data": {"path": path, "part": "held-out part at heldout_fraction 0.3", "rejected": {names[0]: 7}},
         "truncated": 12,
         "unscored": {names[1]: 3},
+        "relevance": {"gap": 0.2, "truncated": 3},
         "temperature_stored": None,
-        "evaluation": evaluate(groups, rewards, bootstrap=Bootstrap(200)).to_json(),
+        "evaluation": evaluate(groups, rewards, bootstrap=Bootstrap(200), relevance=near).to_json(),
     }
     subsets = [{"name": name, "items": 1865, "unscored": 0, "score": 0.612} for name in names]
     document["evaluation"]["reward_bench_2"] = {"subsets": subsets, "overall": 0.612, "complete": True}

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.report import evaluation_tables, stress
+from pipelines.report import evaluation_tables, gate, stress
 from pipelines.report.charts import Mark, Series, calibration_chart, interval_chart, line_chart
 from pipelines.report.pages import base
-from pipelines.report.text import crop, percent, percent_interval
+from pipelines.report.text import crop, number, number_interval, percent, percent_interval
 from pipelines.storage.canonical_json import Json
 
 _PAGE = """\
@@ -187,6 +187,9 @@ def _data_tables(document: Json) -> Iterator[dict[str, Any]]:
         yield _reward_bench_table(evaluation["reward_bench_2"])
     if evaluation["stress"]:
         yield _table("Stress tests", stress.COLUMNS, stress.rows(evaluation["stress"]))
+    if evaluation["gated"]:
+        title = gate.title(evaluation["gated"])
+        yield _table(title[0].upper() + title[1:], gate.COLUMNS, gate.rows(evaluation))
 
 
 def _accuracy_table(accuracy: Json) -> dict[str, Any]:
@@ -213,7 +216,7 @@ def _calibration_table(calibration: Json) -> dict[str, Any]:
     fits = [("as it is", calibration["before"])]
     if calibration["temperature"]["helps"]:
         fits.append(("with temperature", calibration["after"]))
-    rows = ((label, *(evaluation_tables.number(fit[k], 4) for k in ("nll", "brier", "ece"))) for label, fit in fits)
+    rows = ((label, *(number(fit[k], 4) for k in ("nll", "brier", "ece"))) for label, fit in fits)
     return _table("Calibration", ("probabilities", "NLL (coin 0.6931)", "Brier (coin 0.25)", "ECE"), rows)
 
 
@@ -225,7 +228,7 @@ def _best_of_n_table(curve: Json) -> dict[str, Any]:
             str(point["n"]),
             f"{point['kl']:.3f}",
             f"{point['prompts']:,}",
-            *(evaluation_tables.number_interval(point[name]) for name in names),
+            *(number_interval(point[name]) for name in names),
         )
         for point in curve["points"]
     )

@@ -8,11 +8,10 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from pipelines.report.evaluation_tables import number
 from pipelines.report.pages import answer, base, conversations
 from pipelines.report.pages.drift_table import drift_rows
 from pipelines.report.pages.run_charts import charts
-from pipelines.report.text import crop, rate
+from pipelines.report.text import crop, number, rate
 from pipelines.storage.canonical_json import Json
 
 _PAGE = """\

@@ -20,13 +20,12 @@ from pipelines.report.charts import (
     line_chart,
     round_ticks,
 )
-from pipelines.report.evaluation_tables import number, number_interval
 from pipelines.report.gains import RIVALS, RULES
 from pipelines.report.pages.answer import describe_compared, describe_part
 from pipelines.report.pages.evaluation import best_of_n
 from pipelines.report.pages.preference_charts import preference_charts
 from pipelines.report.pages.source_charts import SIDES, by_source, mix
-from pipelines.report.text import describe_gap, share, short
+from pipelines.report.text import describe_gap, number, number_interval, share, short
 from pipelines.storage.canonical_json import Json
 
 

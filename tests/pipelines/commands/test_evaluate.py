@@ -530,5 +530,26 @@ def test_the_verdict_is_against_length_behind_a_gate_where_that_is_the_strongest
     assert (whole["rule"], whole["length"]["value"]) == ("nearer or longer", pytest.approx(nearer))
     assert "taking the nearer or longer response" in document["verdict"]["sentence"]
     assert document["relevance"]["truncated"] == sum(int(one.truncated.sum()) for one in scores)
+    assert plain["evaluation"]["gated"] is None
+    gated = document["evaluation"]["gated"]
+    assert (gated["accuracy"]["value"], gated["decided"]) == (pytest.approx(nearer), 1.0)
+    assert (gated["over_rule"]["value"], gated["similar_prompt"]) == (0.0, None)
+    page = (tmp_path / "evaluation" / "evaluation.html").read_text()
+    assert "behind the relevance gate (gap 0; it decides 100.0 % of comparisons)" in out
+    assert "Behind the relevance gate (gap 0; it decides 100.0 % of comparisons)" in page
     assert "gap 0; the embedding model reads only a part of" in out
     assert load_evaluation(model)["all"]["rule"] == "nearer or longer"
+
+
+def test_stress_tests_are_repeated_behind_the_gate(bestkept, model, encoder, data, tmp_path):
+    code, out, err = bestkept("evaluate", model, data, "stress.prompts=8", f"relevance={{path: {encoder}, gap: 0.0}}")
+    assert code == 0, err
+    document = read(tmp_path)
+    [test] = [test for test in document["evaluation"]["stress"]["tests"] if test["name"] == "other_prompt"]
+    gated = document["evaluation"]["gated"]["other_prompt"]
+    assert (gated["name"], gated["prompts"]) == ("other_prompt", test["prompts"])
+    assert "preferred to a response to another prompt, %" in out
+    assert "duels" not in document["evaluation"]["stress"]
+    assert SECRET not in json.dumps(document)
+    stored = json.loads((model / "calibration.json").read_text())["evaluation"]
+    assert stored["stress"] == document["evaluation"]["stress"]

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pipelines.config.train import TrainOptions
 from rm.calibration_record import has_anchor
 from rm.embedder import Embedder
-from rm.evaluate import Relevance, evaluate, stress
+from rm.evaluate import evaluate, measure_relevance, stress
 from rm.identity import ModelError
 from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
 from rm.scorer import Scorer
@@ -479,12 +479,15 @@ def test_training_tries_the_model_on_heldout_prompts(tmp_path, pairs, encoder):
     scorer = Scorer.load(tmp_path / "out", **SCORER)
     groups = heldout_split(read_preferences(str(pairs), ReadSettings(**READING), read_rows=READ_ROWS)[0], 0.25)[1]
     rewards = [scores.rewards for scores in scorer.score([(group.prompt, group.responses) for group in groups])]
-    cosines = Embedder.open(str(encoder), **reading).score([(group.prompt, group.responses) for group in groups])
-    relevance = Relevance([one.rewards for one in cosines], 0.0)
-    row = evaluate(groups, rewards, relevance=relevance).accuracy.overall
-    assert (row.rule, row.length) == (result.heldout.accuracy.overall.rule, result.heldout.accuracy.overall.length)
     again = stress(groups, rewards, lambda asked: [scores.rewards for scores in scorer.score(asked)], prompts=6)
     assert again.to_json()["tests"] == stored["tests"], "the saved model gives what training measured"
+    embedder = Embedder.open(str(encoder), **reading)
+    relevance = measure_relevance(groups, again, lambda asked: [one.rewards for one in embedder.score(asked)], gap=0.0)
+    evaluated = evaluate(groups, rewards, stressed=again, relevance=relevance)
+    row = evaluated.accuracy.overall
+    assert (row.rule, row.length) == (result.heldout.accuracy.overall.rule, result.heldout.accuracy.overall.length)
+    assert evaluated.gated.to_json() == result.heldout.gated.to_json()
+    assert evaluated.gated.other_prompt.prompts == 6
 
 
 def test_an_embedding_model_that_cannot_be_read_is_refused_before_training(tmp_path, pairs, encoder):

@@ -1,0 +1,52 @@
+"""The model behind a relevance gate in tables and words, from its figures in JSON (`rm.evaluate.gate.Gated`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.report.stress import AGAINST
+from pipelines.report.text import number, number_interval, percent, percent_interval
+from pipelines.storage.canonical_json import Json
+
+COLUMNS = ("measure", "model alone", "behind the gate", "difference")
+_TESTS = ("other_prompt", "similar_prompt")
+
+
+def title(gated: Json) -> str:
+    """Return a heading with the gap and the share of comparisons that the gate decides."""
+    return f"behind the relevance gate (gap {gated['gap']:g}; it decides {percent(gated['decided'])} % of comparisons)"
+
+
+def rows(evaluation: Json) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the rows of a table by `COLUMNS`, of an evaluation with a gate."""
+    gated, overall = evaluation["gated"], evaluation["accuracy"]["overall"]
+    difference = percent_interval(gated["over_model"], sign=True)
+    yield "accuracy, %", percent_interval(overall["model"]), percent_interval(gated["accuracy"]), difference
+    yield "accuracy over the nearer or longer response", "", "", percent_interval(gated["over_rule"], sign=True)
+    yield "accuracy, lengths matched, %", percent_interval(overall["matched"]), percent_interval(gated["matched"]), ""
+    tested = {test["name"]: test["preferred"] for test in (evaluation["stress"] or {"tests": ()})["tests"]}
+    for name in _TESTS:
+        if test := gated[name]:
+            words = f"preferred to {AGAINST[name]}, %"
+            yield words, percent_interval(tested[name]), percent_interval(test["preferred"]), ""
+    if best := gated["best_of_all"]:
+        over = gated["best_over_model"]
+        alone = number(best["value"] - over["value"])
+        yield "gold score of the best of all", alone, number_interval(best), number_interval(over, sign=True)
+
+
+def words(gated: Json) -> str:
+    """Return the accuracy behind the gate, and what the gate does, in one line."""
+    line = (
+        f"{percent_interval(gated['accuracy'])}, {percent_interval(gated['over_model'], sign=True)} points against the model "
+        f"alone; the gate decides {percent(gated['decided'])} % of comparisons"
+    )
+    if test := gated["similar_prompt"]:
+        line += f", and {AGAINST['similar_prompt']} loses in {percent_interval(test['preferred'])} %"
+    return line
+
+
+def advice(gated: Json | None) -> Iterator[str]:
+    """Yield a line if the model is shown to be better behind the gate."""
+    if gated is not None and (low := gated["over_model"]["low"]) is not None and low > 0:
+        yield f"it is better behind the relevance gate: select=[{{on_topic: {{signal: relevance, gap: {gated['gap']:g}}}}}, ...]"

@@ -1,0 +1,74 @@
+"""The model behind a relevance gate, in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support.evaluation_groups import group
+
+from pipelines.commands import train
+from pipelines.report.gate import advice, rows, title, words
+from rm.evaluate import Bootstrap, Relevance, StressTest, evaluate
+from rm.evaluate.bootstrap import Estimate
+from rm.train import TrainResult
+
+LINE = "it is better behind the relevance gate: select=[{on_topic: {signal: relevance, gap: 0.2}}, ...]"
+
+
+def evaluation_of(*, nearer_is_better):
+    """Of 40 pairs the reward is wrong in every fourth one; there alone the cosines differ."""
+    groups = [group(k, [(0, 1)], scores=[2.0, 1.0]) for k in range(40)]
+    rewards = [[0.0, 1.0] if k % 4 == 0 else [1.0, 0.0] for k in range(40)]
+    near = [0.75, 0.25] if nearer_is_better else [0.5, 0.5]
+    relevance = Relevance([near if k % 4 == 0 else [0.5, 0.5] for k in range(40)], 0.2)
+    return evaluate(groups, rewards, bootstrap=Bootstrap(200), relevance=relevance)
+
+
+def test_the_figures_are_compared_with_those_of_the_model_alone():
+    evaluation = evaluation_of(nearer_is_better=True).to_json()
+    assert title(evaluation["gated"]) == "behind the relevance gate (gap 0.2; it decides 25.0 % of comparisons)"
+    table = list(rows(evaluation))
+    assert [row[0] for row in table] == [
+        "accuracy, %",
+        "accuracy over the nearer or longer response",
+        "accuracy, lengths matched, %",
+        "gold score of the best of all",
+    ]
+    assert table[0][1].startswith("75.0 [")
+    assert table[0][2] == "100.0 [100.0, 100.0]"
+    assert table[0][3].startswith("+25.0 [+")
+    assert table[1][3].startswith("+37.5 [+"), "lengths are equal, and count half"
+    assert table[3][1:3] == ("1.750", "2.000 [2.000, 2.000]")
+    assert table[3][3].startswith("+0.250 [+")
+
+
+def test_a_test_behind_the_gate_is_beside_that_of_the_model_alone():
+    evaluation = evaluation_of(nearer_is_better=True).to_json()
+    test = StressTest("similar_prompt", 50, Estimate(0.6, 0.5, 0.7))
+    gated = replace(test, preferred=Estimate(0.99, 0.97, 1.0)).to_json()
+    evaluation["stress"] = {"tests": [test.to_json()]}
+    evaluation["gated"]["similar_prompt"] = gated
+    line = ("preferred to a response to a similar prompt, %", "60.0 [50.0, 70.0]", "99.0 [97.0, 100.0]", "")
+    assert line in list(rows(evaluation))
+    told = words(evaluation["gated"])
+    assert "points against the model alone; the gate decides 25.0 % of comparisons" in told
+    assert told.endswith(", and a response to a similar prompt loses in 99.0 [97.0, 100.0] %")
+
+
+@pytest.mark.parametrize(("nearer_is_better", "lines"), [(True, [LINE]), (False, [])])
+def test_the_gate_is_advised_where_the_model_is_better_behind_it(nearer_is_better, lines, monkeypatch, capsys):
+    heldout = evaluation_of(nearer_is_better=nearer_is_better)
+    assert list(advice(heldout.to_json()["gated"])) == lines
+    assert list(advice(None)) == []
+    counts = {"groups": 9, "judgements": {}, "origins": {}, "rejected": {}, "notes": [], "steps": 1, "offset": None}
+    speed = {"train_loss": 0.5, "learning_rate": 1e-4, "judgements_per_sec": 1.0, "tokens_per_sec": 1.0}
+    result = TrainResult(output_path="out", **counts, **speed, precision="float32", packed=False, heldout=heldout)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(train, "train_model", lambda *_: result)
+    train.run_training(
+        train.TrainConfig.model_validate({"data": {"path": "d"}, "model": {"path": "m"}, "output": {"path": "out"}})
+    )
+    out = capsys.readouterr().out
+    assert "behind the relevance gate" in out
+    assert (LINE in out) == bool(lines)
