@@ -380,6 +380,15 @@ def test_selection_colocates_nothing():
 
 
 @needs_client
+def test_the_job_does_not_grow_with_the_corpus():
+    """The service takes 20 MB at most, and workers read the list of files from the plan."""
+    many = job_of(load(RunConfig, GPU, ()), files=50_000).proto_pipeline
+    assert many.ByteSize() < 200_000
+    assert abs(many.ByteSize() - job(GPU).proto_pipeline.ByteSize()) < 1_000
+    assert [*hinted(many)] == ["Score/ScoreUnits/ParDo(ScoreUnits)"]
+
+
+@needs_client
 def test_no_gpu_where_none_is_asked_for():
     assert not hinted(job(CPU).proto_pipeline)
     assert not hinted(job(GPU, scores=False).proto_pipeline)
