@@ -27,9 +27,12 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import json, sys, torch
 from support.training_groups import run_settings
+from rm.embedder import Embedder
 from rm.train import train
 from rm.train.trainer import GroupTrainer
 
+embedders, load = [], Embedder.load
+Embedder.load = lambda *arguments, **rest: embedders.append(1) or load(*arguments, **rest)
 values = json.loads(sys.argv[1])
 pause = values.pop("stop_at", None)
 if pause is not None:
@@ -41,8 +44,10 @@ if pause is not None:
         return original(self, *arguments, **rest)
     GroupTrainer.training_step = step
 result = train(run_settings(values.pop("data"), values.pop("model"), values.pop("output"), **values))
-overall = result.heldout.to_json()["accuracy"]["overall"]["model"]["value"]
-print("RESULT " + json.dumps([result.steps, result.train_loss, result.judgements_per_sec > 0, overall]))
+figures = result.heldout.to_json()
+overall, gated = figures["accuracy"]["overall"]["model"]["value"], figures["gated"]
+common = [result.steps, result.train_loss, result.judgements_per_sec > 0, overall, gated]
+print("RESULT " + json.dumps([*common, len(embedders)]))
 """
 
 
@@ -125,10 +130,15 @@ def test_two_ranks_share_the_correlations_and_the_texts_of_a_step(tmp_path, mixe
     backbone = save_language_model(tmp_path / "m")
     values = {"epochs": 2, "groups_per_batch": 3, "learning_rate": 1e-3, "tokens_per_batch": 60}
     values |= {"length_head": {"correlation": 1.0, "orthogonality": 1.0}, "language_loss": {"weight": 0.5}}
+    reading = {"revision": None, "max_length": None, "device": "cpu", "tokens_per_batch": None}
+    values |= {"relevance": {"path": str(backbone), "gap": 0.01, **reading}, "stress_prompts": 4}
     alone = train(run_settings(mixed, backbone, tmp_path / "alone", **values))
     common = {"data": str(mixed), "model": str(backbone)}
     first, second = results_of(start_ranks(2, {**common, "output": str(tmp_path / "two"), **values}))
-    assert first == second
+    assert first[:-1] == second[:-1]
+    assert (first[-1], second[-1]) == (1, 0), "only the first rank embeds"
+    gated = alone.heldout.to_json()["gated"]
+    assert (first[-2]["decided"], first[-2]["gap"]) == (gated["decided"], 0.01)
     assert first[1] == pytest.approx(alone.train_loss, rel=1e-5)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "two"))
     assert max(float((value - two[name]).abs().max()) for name, value in one.items()) < 1e-6
