@@ -54,9 +54,9 @@ def run_training(config: TrainConfig) -> TrainResult:
         logs.only_warnings()
     result = train_model(config, showing_training)
     if first:
-        figures = {} if result.heldout is None else result.heldout.to_json()
+        figures = None if result.heldout is None else result.heldout.to_json()
         used = {name for name in ("foreign", "length_balance", "length_head") if getattr(config.train, name)}
-        advice = [*stress.advice(figures.get("stress"), used=used), *gate.advice(figures.get("gated"))]
+        advice = [*stress.advice(figures and figures["stress"], used=used), *gate.advice(figures)]
         print_result(
             "trained",
             _summary_fields(result, advice),

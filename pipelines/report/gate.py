@@ -24,7 +24,7 @@ def rows(evaluation: Json) -> Iterator[tuple[str, str, str, str]]:
     yield "accuracy, %", percent_interval(overall["model"]), percent_interval(gated["accuracy"]), difference
     yield "accuracy over the nearer or longer response", "", "", percent_interval(gated["over_rule"], sign=True)
     yield "accuracy, lengths matched, %", percent_interval(overall["matched"]), percent_interval(gated["matched"]), ""
-    tested = {test["name"]: test["preferred"] for test in (evaluation["stress"] or {"tests": ()})["tests"]}
+    tested = _alone(evaluation)
     for name in _TESTS:
         if test := gated[name]:
             words = f"preferred to {AGAINST[name]}, %"
@@ -46,7 +46,24 @@ def words(gated: Json) -> str:
     return line
 
 
-def advice(gated: Json | None) -> Iterator[str]:
-    """Yield a line if the model is shown to be better behind the gate."""
-    if gated is not None and (low := gated["over_model"]["low"]) is not None and low > 0:
+def advice(evaluation: Json | None) -> Iterator[str]:
+    """Yield a line if the model is shown to be better behind the gate, by judgements or against responses to other prompts."""
+    gated = None if evaluation is None else evaluation["gated"]
+    if evaluation is None or gated is None:
+        return
+    low, high = gated["over_model"]["low"], gated["over_model"]["high"]
+    tested = _alone(evaluation)
+    apart = any(
+        _above(gated[name]["preferred"]["low"], tested[name]["high"]) for name in _TESTS if gated[name] is not None
+    )
+    if _above(low, 0.0) or (apart and not _above(0.0, high)):
         yield f"it is better behind the relevance gate: select=[{{on_topic: {{signal: relevance, gap: {gated['gap']:g}}}}}, ...]"
+
+
+def _alone(evaluation: Json) -> dict[str, Json]:
+    """Return the estimates of the stress tests of the model alone, by name."""
+    return {test["name"]: test["preferred"] for test in (evaluation["stress"] or {"tests": ()})["tests"]}
+
+
+def _above(value: float | None, bound: float | None) -> bool:
+    return value is not None and bound is not None and value > bound

@@ -59,7 +59,7 @@ def test_a_test_behind_the_gate_is_beside_that_of_the_model_alone():
 @pytest.mark.parametrize(("nearer_is_better", "lines"), [(True, [LINE]), (False, [])])
 def test_the_gate_is_advised_where_the_model_is_better_behind_it(nearer_is_better, lines, monkeypatch, capsys):
     heldout = evaluation_of(nearer_is_better=nearer_is_better)
-    assert list(advice(heldout.to_json()["gated"])) == lines
+    assert list(advice(heldout.to_json())) == lines
     assert list(advice(None)) == []
     counts = {"groups": 9, "judgements": {}, "origins": {}, "rejected": {}, "notes": [], "steps": 1, "offset": None}
     speed = {"train_loss": 0.5, "learning_rate": 1e-4, "judgements_per_sec": 1.0, "tokens_per_sec": 1.0}
@@ -72,3 +72,28 @@ def test_the_gate_is_advised_where_the_model_is_better_behind_it(nearer_is_bette
     out = capsys.readouterr().out
     assert "behind the relevance gate" in out
     assert (LINE in out) == bool(lines)
+
+
+def estimate(low, high):
+    return {"value": (low + high) / 2, "low": low, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("over_model", "alone", "gated", "advised"),
+    [
+        ((0.01, 0.05), None, None, True),
+        ((0.0, 0.05), None, None, False),
+        ((-0.01, 0.05), (0.4, 0.6), (0.7, 0.9), True),
+        ((-0.01, 0.05), (0.4, 0.7), (0.7, 0.9), False),
+        ((-0.05, -0.01), (0.4, 0.6), (0.7, 0.9), False),  # better in tests, but worse by judgements
+        ((None, None), (0.4, 0.6), (None, None), False),
+    ],
+)
+def test_the_gate_is_advised_by_what_is_shown(over_model, alone, gated, advised):
+    evaluation = evaluation_of(nearer_is_better=False).to_json()
+    evaluation["gated"]["over_model"] = {"value": 0.0, "low": over_model[0], "high": over_model[1]}
+    if alone is not None:
+        test = {"name": "similar_prompt", "prompts": 50}
+        evaluation["stress"] = {"tests": [{**test, "preferred": estimate(*alone)}]}
+        evaluation["gated"]["similar_prompt"] = {**test, "preferred": {"low": gated[0], "high": gated[1]}}
+    assert list(advice(evaluation)) == [LINE] * advised
