@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ from pipelines.score.totals import list_beyond_limits, publish_skipped, publish_
 from pipelines.score.transform import ScoreCorpus
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories
-from pipelines.score.work import CorpusShard
+from pipelines.score.work import ELEMENT_SECS, CorpusShard
 from pipelines.select.selection import Selection, owner_of
 from pipelines.select.transform import Select
 
@@ -136,6 +137,7 @@ def score_models(
     Models score one after the other, so that no two share a worker's memory.
     """
     directories, limits, accelerator = score_directories(config), config.limits, config.runner.accelerator
+    is_local = config.runner.name == "local"  # then `runner.workers` have divided the work before
     scored: list[dict[str, Any]] = []
     for number, path in enumerate(paths.members):
         model, load = (
@@ -155,6 +157,7 @@ def score_models(
             limits=limits,
             accelerator=accelerator,
             shard=shard,
+            element_secs=math.inf if is_local else ELEMENT_SECS,
             colocate=colocate,
         )
         scored.append(pipeline | f"Score{model}" >> corpus)

@@ -12,14 +12,14 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.config.signals import EmbeddingConfig
-from pipelines.corpus import Fragment, InputFile, Unit, read_fragments
+from pipelines.corpus import Fragment, InputFile, RawFragment, Unit, read_raw_fragments
 from pipelines.corpus.columns.detection import detect, refuse_missing_field
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.columns.value_kinds import FirstRows
@@ -101,15 +101,27 @@ class Plan:
 
     def fragments(self, file: InputFile, unit: Unit, *, as_planned: bool = False) -> Iterator[Fragment]:
         """A unit's fragments under this plan's settings; with `as_planned`, the file must be the version that was listed."""
-        return read_fragments(
+        return (raw.parse(self.mapping) for raw in self.raw_fragments(file, unit, as_planned=as_planned))
+
+    def raw_fragments(self, file: InputFile, unit: Unit, *, as_planned: bool = False) -> Iterator[RawFragment]:
+        """The same, before their rows are parsed."""
+        return read_raw_fragments(
             file,
             unit,
             self.mapping,
             rows_per_fragment=self.rows_per_fragment,
             max_row_bytes=self.max_row_bytes,
             as_planned=as_planned,
-            beside=[measure["column"] for measure in self.measures if measure["kind"] == "column"],
+            beside=self._beside,
         )
+
+    def reading_key(self, file: InputFile, unit: Unit) -> Hashable:
+        """Everything that `raw_fragments` depends on, including the file's version; the same for all models of a run."""
+        return file, unit, self.mapping, self.rows_per_fragment, self.max_row_bytes, *self._beside
+
+    @property
+    def _beside(self) -> list[str]:
+        return [measure["column"] for measure in self.measures if measure["kind"] == "column"]
 
     def to_json(self) -> dict[str, Any]:
         return {

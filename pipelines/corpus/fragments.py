@@ -46,6 +46,21 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
+class RawFragment:
+    """The unparsed rows of a fragment."""
+
+    index: int  # within its unit
+    first: int  # number of its first row
+    rows: list[RawRow]
+    last: bool  # of its unit
+    input_bytes: int  # its part of the unit's `input_bytes`; approximate, for progress
+
+    def parse(self, mapping: RowMapping) -> Fragment:
+        rows = [row_of(number, raw, mapping) for number, raw in enumerate(self.rows, start=self.first)]
+        return Fragment(self.index, rows, self.last)
+
+
+@dataclass(frozen=True)
 class Fragment:
     """Consecutive rows of one unit."""
 
@@ -91,14 +106,37 @@ def read_fragments(
     as_planned: bool = False,
     beside: Sequence[str] = (),
 ) -> Iterator[Fragment]:
+    """Stream a unit as fragments, see `read_raw_fragments`."""
+    for raw in read_raw_fragments(
+        file,
+        unit,
+        mapping,
+        rows_per_fragment=rows_per_fragment,
+        max_row_bytes=max_row_bytes,
+        as_planned=as_planned,
+        beside=beside,
+    ):
+        yield raw.parse(mapping)
+
+
+def read_raw_fragments(
+    file: InputFile,
+    unit: Unit,
+    mapping: RowMapping,
+    *,
+    rows_per_fragment: int,
+    max_row_bytes: int,
+    as_planned: bool = False,
+    beside: Sequence[str] = (),
+) -> Iterator[RawFragment]:
     """Stream a unit as fragments, decoding every row group once; an empty unit is one empty fragment. The columns `beside` are
     also read, but affect neither the bounds of fragments nor which rows are rejected.
 
     Raises `InputError` for a file that is missing, truncated, or lacks a mapped column. With `as_planned`, it is also raised if
     the file has changed since the plan (see `files.open_input`), before the first fragment that may come from the new content.
     """
-    rows: list[Row] = []
-    index = size = 0
+    rows: list[RawRow] = []
+    index = first = size = seen = 0
     may_change = as_planned and file.copy is None and is_local(file.path)  # while it is open
     raw_rows = read_raw_rows(
         file,
@@ -110,15 +148,16 @@ def read_fragments(
         beside=beside,
         optional=mapping.optional(),
     )
-    for number, raw in enumerate(raw_rows):
+    for raw in raw_rows:
         if len(rows) == rows_per_fragment or size >= FRAGMENT_BYTES:
             if may_change:
                 refuse_changed(file)
-            yield Fragment(index, rows, last=False)
-            rows, index, size = [], index + 1, 0
-        rows.append(row_of(number, raw, mapping))
+            done = rows[-1].seen_bytes
+            yield RawFragment(index, first, rows, last=False, input_bytes=done - seen)
+            rows, index, first, size, seen = [], index + 1, first + len(rows), 0, done
+        rows.append(raw)
         size += raw.held_bytes
-    yield Fragment(index, rows, last=True)
+    yield RawFragment(index, first, rows, last=True, input_bytes=unit.input_bytes - seen)
 
 
 def original_schema(file: InputFile, fragment: Fragment) -> pa.Schema:

@@ -46,6 +46,7 @@ from pipelines.score.side_files import UnitSideFiles
 from pipelines.score.skip_transform import skip_or_raise
 from pipelines.score.unit_scorer import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, count_existing, waiting_fragments
 from pipelines.score.unit_scores import ScoreDirectories, UnitScores
+from pipelines.score.work import UnitFields
 from pipelines.storage import publish
 
 _MAX_HELD_BYTES = 32 * 2**20  # of text in a bundle, before it is shuffled
@@ -66,7 +67,7 @@ class Colocate(beam.PTransform):  # type: ignore[misc]
     limits: Limits = NO_LIMITS
     accelerator: str | None = None  # a hint for the workers of ScorePrompts, see `RunnerConfig`
 
-    def expand(self, units: PCollection[tuple[int, tuple[int, ...]]]) -> dict[str, PCollection[Any]]:
+    def expand(self, units: PCollection[UnitFields]) -> dict[str, PCollection[Any]]:
         shuffled = self._shuffle(units)
         results = self._score(shuffled.texts)
         written = self._write(shuffled.units, results)
@@ -75,7 +76,7 @@ class Colocate(beam.PTransform):  # type: ignore[misc]
             "skipped": (shuffled.skipped, written.skipped) | "EitherUnread" >> beam.Flatten(),
         }
 
-    def _shuffle(self, units: PCollection[tuple[int, tuple[int, ...]]]) -> Any:
+    def _shuffle(self, units: PCollection[UnitFields]) -> Any:
         """{texts, units, scores, skipped}, the outputs of ShuffleTexts."""
         shuffle_texts = beam.ParDo(ShuffleTexts(self.plan_path, self.directories, self.limits))
         typed = shuffle_texts.with_output_types(_Keyed, units=_Keyed, scores=bytes, skipped=tuple[int, str])
@@ -109,8 +110,8 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
         self._held: dict[int, Bundle] = {}
         self._held_bytes = 0
 
-    def process(self, element: tuple[int, tuple[int, ...]]) -> Iterator[Any]:
-        file_number, unit = element[0], Unit(*element[1])
+    def process(self, element: UnitFields) -> Iterator[Any]:
+        file_number, unit = element[0], Unit(*element[1])  # never in stripes: its texts are read once
         with carrying_errors():
             plan = plan_at(self.plan_path)
             unit_scores = UnitScores(plan, self.directories.of(plan.fingerprint), file_number, unit)

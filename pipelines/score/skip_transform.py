@@ -29,12 +29,13 @@ from pipelines.score.score_files import ScoreFile
 log = logging.getLogger(__name__)
 
 
-def skip_or_raise(file_number: int, error: UnreadableError, limits: Limits) -> Any:
+def skip_or_raise(file_number: int, error: UnreadableError, limits: Limits, *, is_logged: bool = False) -> Any:
     """The element of a step's output `skipped` for a file that cannot be read; raises the error if `limits` do not allow files
-    to be skipped."""
+    to be skipped. With `is_logged`, another call logs it."""
     if not limits.skip_bad_files:
         raise error
-    log.warning("%s (skipped)", error.message)
+    if not is_logged:
+        log.warning("%s (skipped)", error.message)
     return beam.pvalue.TaggedOutput("skipped", (file_number, error.reason))
 
 

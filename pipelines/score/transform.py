@@ -12,8 +12,10 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from typing import Any
 
 import apache_beam as beam
@@ -21,7 +23,7 @@ from apache_beam.pvalue import AsIter, PBegin
 from apache_beam.utils.shared import Shared
 
 from pipelines.config import Limits
-from pipelines.corpus import InputFile, Unit, UnreadableError, probe, rewritten_copy
+from pipelines.corpus import InputFile, Unit, UnreadableError, decoded_units, probe, rewritten_copy
 from pipelines.corpus.rewrite import rewrite
 from pipelines.errors import InputError, carrying_errors
 from pipelines.plan import plan_at
@@ -32,11 +34,10 @@ from pipelines.score.score_files import ScoreFile
 from pipelines.score.skip_transform import skip_or_raise
 from pipelines.score.unit_scorer import NO_LIMITS, ScorerFactory, UnitRun, UnitScorer
 from pipelines.score.unit_scores import ScoreDirectories
-from pipelines.score.work import CorpusShard, units_in, units_of_shard
+from pipelines.score.work import CorpusShard, UnitFields, bytes_in, stripes_of, units_in, units_of_shard
 from pipelines.storage.files import is_local
 
-_FileAndUnit = tuple[int, tuple[int, ...]]
-"""File number, and the fields of a `Unit`."""
+_SEARCHES = 64  # of score files, one for each unit of which stripes are scored
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -56,6 +57,7 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
     limits: Limits = NO_LIMITS
     accelerator: str | None = None  # a hint for the workers of ScoreUnits, see `RunnerConfig`
     shard: CorpusShard | None = None  # the only part of the corpus that is scored
+    element_secs: float = math.inf  # the wanted maximum of work in an element of ScoreUnits
     colocate: beam.PTransform | None = None  # in place of ScoreUnits, see `score.colocation_transform`
 
     def expand(self, begin: PBegin) -> dict[str, PCollection[Any]]:
@@ -82,11 +84,14 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
 
     def _split(self, files: PCollection[int]) -> Any:
         """{units, skipped}, the outputs of SplitUnits."""
-        split_units = beam.ParDo(SplitUnits(self.plan_path, self.limits, self.shard))
-        typed = split_units.with_output_types(tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str])
+        is_striped = self.scorer is not None and self.colocate is None  # the other steps read whole units
+        secs = self.element_secs if is_striped else math.inf
+        split_units = beam.ParDo(SplitUnits(self.plan_path, self.limits, self.shard, secs))
+        fields = tuple[int, tuple[int, int, int, int], tuple[int, int]]
+        typed = split_units.with_output_types(fields, skipped=tuple[int, str])
         return files | "SplitUnits" >> typed.with_outputs("skipped", main="units")
 
-    def _score(self, units: PCollection[_FileAndUnit]) -> dict[str, PCollection[Any]]:
+    def _score(self, units: PCollection[UnitFields]) -> dict[str, PCollection[Any]]:
         score: beam.DoFn = ScoreUnits(
             self.plan_path, self.directories, self.scorer, read_only=self.read_only, limits=self.limits
         )
@@ -137,28 +142,31 @@ class RewriteLarge(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class SplitUnits(ThreadedDoFn):
-    """File number → (file number, unit fields). Opens footers on the workers."""
+    """File number → its units, or stripes of units that would take more than `element_secs`. Opens footers on the workers."""
 
     plan_path: str
     limits: Limits
     shard: CorpusShard | None = None
+    element_secs: float = math.inf
 
     def waits_for_store(self) -> bool:
         return not is_local(plan_at(self.plan_path).files[0].path)
 
     def work(self, file_number: int) -> list[Any]:
-        file = plan_at(self.plan_path).files[file_number]
+        plan = plan_at(self.plan_path)
+        file, most_bytes = plan.files[file_number], bytes_in(self.element_secs, plan)
         try:
             if self.limits.skip_bad_files:
                 # without this, a file whose scores all exist would first be opened by export, which cannot skip it
                 probe(file.path)
-            return [(file_number, tuple(unit)) for unit in units_in(file_number, file, self.plan_path, self.shard)]
+            units = units_in(file_number, file, self.plan_path, self.shard)
+            return [part for unit in units for part in stripes_of(file_number, unit, plan, most_bytes)]
         except UnreadableError as error:
             return [skip_or_raise(file_number, error, self.limits)]
 
 
 class ScoreUnits(beam.DoFn):  # type: ignore[misc]
-    """(file number, unit) → one descriptor per fragment, whose score file is already durable."""
+    """(file number, unit, stripe) → one descriptor per fragment, whose score file is already durable."""
 
     def __init__(
         self,
@@ -177,18 +185,23 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         self._shared = Shared()
         self._launcher = process_name()
         self._scorer: UnitScorer | None = None
-        self._begun: tuple[int, UnitRun] | None = (
-            None  # file number, and a unit of the bundle that waits for the next one
-        )
+        self._search: Callable[[int, Unit], list[ScoreFile]] | None = None
+        self._begun: tuple[UnitFields, UnitRun] | None = None  # an element of the bundle that waits for the next one
+
+    def setup(self) -> None:
+        decoded_units.hold()
+
+    def teardown(self) -> None:
+        decoded_units.release()
 
     def start_bundle(self) -> None:
         self._begun = None
 
-    def process(self, element: _FileAndUnit) -> Iterator[Any]:
-        file_number, fields = element
+    def process(self, element: UnitFields) -> Iterator[Any]:
+        file_number, fields, (stripe, stripes) = element
         with carrying_errors():
-            run = self.begin_unit(file_number, Unit(*fields))
-        before, self._begun = self._begun, (file_number, run)
+            run = self.begin_unit(file_number, Unit(*fields), stripe=stripe, stripes=stripes)
+        before, self._begun = self._begun, (element, run)
         if before is not None:
             before[1].following = run
             yield from self._descriptors(*before)
@@ -198,19 +211,20 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         if before is not None:
             yield from map(in_global_window, self._descriptors(*before))
 
-    def descriptors(self, element: _FileAndUnit, existing: Sequence[ScoreFile]) -> Iterator[Any]:
+    def descriptors(self, element: UnitFields, existing: Sequence[ScoreFile]) -> Iterator[Any]:
         """Yield a descriptor for each fragment, or, for a skipped file, its number and the reason."""
-        file_number, fields = element
+        file_number, fields, _ = element
         with carrying_errors():
-            yield from self._descriptors(file_number, self.begin_unit(file_number, Unit(*fields), existing))
+            yield from self._descriptors(element, self.begin_unit(file_number, Unit(*fields), existing))
 
-    def _descriptors(self, file_number: int, run: UnitRun) -> Iterator[Any]:
+    def _descriptors(self, element: UnitFields, run: UnitRun) -> Iterator[Any]:
+        file_number, _, (stripe, _) = element
         with carrying_errors(), ending_with_device(self._launcher):
             try:
                 for score_file in run.score_files():
                     yield score_file.to_bytes()
-            except UnreadableError as error:
-                yield skip_or_raise(file_number, error, self._limits)
+            except UnreadableError as error:  # which all stripes of the unit meet
+                yield skip_or_raise(file_number, error, self._limits, is_logged=stripe > 0)
 
     def begin_unit(
         self,
@@ -221,10 +235,12 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         stripe: int = 0,
         stripes: int = 1,
     ) -> UnitRun:
-        """See `UnitScorer.begin_unit`. Without `existing` score files, looks for them. Raises `BestkeptError`."""
+        """See `UnitScorer.begin_unit`. Without `existing` score files, looks for them, once for all stripes of a unit. Raises
+        `BestkeptError`."""
         scorer = self._unit_scorer()
         if existing is None:
-            existing = self.read_leading(file_number, unit)
+            self._search = self._search or lru_cache(_SEARCHES)(self.read_leading)
+            existing = (self._search if stripes > 1 else self.read_leading)(file_number, unit)
         return scorer.begin_unit(file_number, unit, existing, stripe=stripe, stripes=stripes)
 
     def read_leading(self, file_number: int, unit: Unit) -> list[ScoreFile]:
@@ -254,9 +270,9 @@ class FindScores(ThreadedDoFn):
     def waits_for_store(self) -> bool:
         return self._score.waits_for_store()
 
-    def work(self, element: _FileAndUnit) -> tuple[_FileAndUnit, list[ScoreFile]]:
-        file_number, fields = element
+    def work(self, element: UnitFields) -> tuple[UnitFields, list[ScoreFile]]:
+        file_number, fields, _ = element
         return element, self._score.read_leading(file_number, Unit(*fields))
 
-    def collect(self, result: tuple[_FileAndUnit, list[ScoreFile]]) -> Iterator[Any]:
+    def collect(self, result: tuple[UnitFields, list[ScoreFile]]) -> Iterator[Any]:
         yield from self._score.descriptors(*result)

@@ -9,12 +9,14 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from pipelines.config import Limits
 from pipelines.corpus import Fragment, Unit, original_columns, original_schema
+from pipelines.corpus.decoded_units import read_stripe
 from pipelines.corpus.fragments import groups_of
 from pipelines.errors import InputError
 from pipelines.plan import Plan
@@ -103,19 +105,17 @@ class UnitScorer:
         self, unit_scores: UnitScores, unit: Unit, existing: int, *, stripe: int, stripes: int
     ) -> Iterator[_FragmentWork]:
         """Read the fragments of a stripe, and look up the score files of those beyond the `existing` ones."""
-        seen = 0
-        for fragment in self.plan.fragments(unit_scores.file, unit, as_planned=True):
-            done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
-            fragment_bytes, seen = done - seen, done
-            if fragment.index % stripes != stripe:
-                continue
+        plan, file = self.plan, unit_scores.file
+        read = partial(plan.raw_fragments, file, unit, as_planned=True)
+        for raw in read_stripe(plan.reading_key(file, unit), read, stripe=stripe, stripes=stripes):
+            fragment = raw.parse(plan.mapping)
             if fragment.index < existing:
-                yield _FragmentWork(fragment, fragment_bytes)
+                yield _FragmentWork(fragment, raw.input_bytes)
                 continue
             content_hash = fragment.content_hash()
-            original = original_columns.dump(original_schema(unit_scores.file, fragment))
+            original = original_columns.dump(original_schema(file, fragment))
             path, known = unit_scores.find(fragment.index, content_hash, original)
-            work = _FragmentWork(fragment, fragment_bytes, content_hash, original, path, known)
+            work = _FragmentWork(fragment, raw.input_bytes, content_hash, original, path, known)
             self.prepare(work)
             yield work
 

@@ -7,6 +7,7 @@ fewer of them than pieces. The pieces depend only on the plan, not on existing s
 from __future__ import annotations
 
 import heapq
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,20 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pipelines.corpus import InputFile, Unit, UnreadableError, rewritten_copy, split_units
+from pipelines.corpus.fragments import FRAGMENT_BYTES
 from pipelines.corpus.rewrite import rewrite
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan, plan_at
+from pipelines.runtime import machine
+from pipelines.storage.models import weight_bytes
 
 PIECES_PER_WORKER = 8  # or shard: the others then do not wait long for the last piece
 _FOOTERS_AT_ONCE = 16
+ELEMENT_SECS = 600.0  # the wanted maximum of work in an element of ScoreUnits
+_GPU_FLOPS = 30e12  # a quarter of an L4's peak in 16 bits
+_CPU_FLOPS = 50e9
+_UNPACKED = 3  # bytes of text for a stored byte
+_ROW_BYTES = 512  # of text in a row
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,42 @@ class WorkPiece(NamedTuple):
     stripes: int = 1
 
 
+UnitFields = tuple[int, tuple[int, ...], tuple[int, int]]
+"""File number, the fields of a `Unit`, and (stripe, stripes): an element of ScoreUnits."""
+
+
+def stripes_of(file_number: int, unit: Unit, plan: Plan, most_bytes: float) -> list[UnitFields]:
+    """Divide a unit into stripes with at most about `most_bytes` of text, but not into more stripes than it has fragments.
+
+    Text is what is stored, times `_UNPACKED` if that is compressed. Rows that no footer counts are assumed to have `_ROW_BYTES`;
+    if they are longer, some stripes are empty, which costs a worker at most the time to decode the unit once.
+    """
+    file = plan.files[file_number]
+    is_packed = file.kind == "parquet" or file.compression is not None
+    text_bytes = unit.input_bytes * (_UNPACKED if is_packed else 1)
+    is_counted = file.kind == "parquet" or file.copy is not None
+    rows = unit.end - unit.start if is_counted else text_bytes / _ROW_BYTES
+    fragments = max(1, math.ceil(max(rows / plan.rows_per_fragment, text_bytes / FRAGMENT_BYTES)))
+    most = max(1, int(min(fragments, most_bytes * fragments / max(1, text_bytes))))  # fragments in a stripe
+    stripes = math.ceil(fragments / most)
+    return [(file_number, tuple(unit), (stripe, stripes)) for stripe in range(stripes)]
+
+
+def bytes_in(secs: float, plan: Plan) -> float:
+    """Return the bytes of text that the plan's model scores in this time on the slowest device that is likely.
+
+    A forward takes 2 operations per parameter and token; a parameter has 2 bytes, and a token 4. If the plan leaves the device
+    open, it is that of this worker. The result only decides how finely work is divided.
+    """
+    if secs == math.inf or not plan.model:  # without a model, rewards come from a column
+        return math.inf
+    device = plan.model["device"]
+    on_gpu = bool(machine.list_gpus()) if device == "auto" else device != "cpu"
+    flops = _GPU_FLOPS if on_gpu else _CPU_FLOPS
+    parameters = max(1.0, weight_bytes(plan.model) / 2)
+    return secs * flops / (2 * parameters) * 4
+
+
 def split_large(files: Sequence[InputFile], pieces: Iterable[WorkPiece], most_bytes: int) -> list[WorkPiece]:
     """Split whole files of more than `most_bytes` into their units. A file that cannot be read stays one piece; the error is
     raised where its rows are read."""
@@ -131,7 +176,7 @@ def stripe(pieces: Iterable[WorkPiece], workers: int) -> list[WorkPiece]:
     a whole unit at the end.
 
     No stripe is more than half of a worker's share of the remaining work (guided self-scheduling, Polychronopoulos and Kuck
-    1987). Each stripe reads the whole unit and scores its own fragments, so few units are striped; the last stripes are smallest.
+    1987). Each worker decodes the units of its stripes once, so few units are striped; the last stripes are smallest.
     """
     ordered = largest_first(pieces)
     left_bytes = sum(piece.stored_bytes for piece in ordered)

@@ -11,13 +11,20 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from shutil import rmtree
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.corpora import TIMED, corpus_rows, write_jsonl
-from support.stubs import StubFactory, scored_rows
+from support.stubs import DecodingFactory, StubFactory, scored_rows
 
-from pipelines.commands.run import run_curation
+from pipelines import curate
+from pipelines.commands.run import run_curation, run_scoring
+from pipelines.corpus import split_units
 from pipelines.errors import StorageError
+from pipelines.plan import make_plans
+from pipelines.score.work import bytes_in, stripes_of
 
 pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parents[1]
@@ -110,6 +117,74 @@ def test_external_workers_find_the_same_texts_alike(tmp_path, make_config):
         run_curation(config_of(tmp_path, make_config, "there", steps, runner=runner), scorer=StubFactory())
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
     assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
+
+
+def test_a_row_group_is_dealt_out_to_all_workers(tmp_path, make_config, monkeypatch):
+    """Each gets parts of a few minutes, and decodes it once. Run again, nothing is decoded."""
+    rows = 120 * 100
+    texts = {name: [f"{name} {number % 5000}" for number in range(rows)] for name in ("prompt", "response")}
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table(texts), tmp_path / "in" / "a.parquet", row_group_size=rows)
+    settings = {"input": {"rows_per_fragment": 100}, "select": [{"top": {"rows": 500}}]}
+    run_curation(
+        make_config(tmp_path / "in", **settings, output={"path": str(tmp_path / "here")}), scorer=StubFactory()
+    )
+    (tmp_path / "pids").mkdir()
+    log, decoded = tmp_path / "log", tmp_path / "decoded"
+    with service(4, tmp_path / "service.log") as (jobs, pool):
+        options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
+        output = {"path": str(tmp_path / "there")}
+        config = make_config(
+            tmp_path / "in", **settings, output=output, runner={"name": "PortableRunner", "options": options}
+        )
+        plan = make_plans(config).whole
+        [unit] = split_units(plan.files[0])
+        secs = 3 * unit.input_bytes / bytes_in(1.0, plan) / 39.5
+        assert len(stripes_of(0, unit, plan, bytes_in(secs, plan))) == 40, "three fragments each"
+        monkeypatch.setattr(curate, "ELEMENT_SECS", secs)
+        factory = DecodingFactory(log=str(log), pids=str(tmp_path / "pids"), meet=4, decoded=str(decoded))
+        outcome = run_curation(config, scorer=factory)
+        workers = sorted(path.name for path in (tmp_path / "pids").iterdir())
+        assert sorted(decoded.read_text().split("\n")) == ["", *(f"{worker} 0" for worker in workers)]
+        assert len(workers) == 4
+        assert scored_rows(log) == rows
+        assert outcome.manifest["counts"]["read"] == rows
+        decoded.unlink()
+        rmtree(tmp_path / "there" / "data")
+        (tmp_path / "there" / "manifest.json").unlink()
+        run_curation(config, scorer=factory)
+    assert not decoded.exists()
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+
+
+def test_a_million_rows_in_one_row_group_are_the_work_of_all(tmp_path, make_config, monkeypatch):
+    """With the fragments that are the default, and the longest element as long as wanted."""
+    rows, fragments = 1_000_000, 489
+    (tmp_path / "in").mkdir()
+    prompts = [f"p {number % 5000}" if number % 20 == 0 else None for number in range(rows)]  # others are rejected soon
+    texts = {"prompt": prompts, "response": [f"r {number}" for number in range(rows)]}
+    pq.write_table(pa.table(texts), tmp_path / "in" / "a.parquet", row_group_size=rows)
+    (tmp_path / "pids").mkdir()
+    log, decoded = tmp_path / "log", tmp_path / "decoded"
+    with service(4, tmp_path / "service.log") as (jobs, pool):
+        options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
+        runner = {"name": "PortableRunner", "options": options}
+        config = make_config(tmp_path / "in", limits={"max_rejected_fraction": 0.96}, runner=runner)
+        plan = make_plans(config).whole
+        [unit] = split_units(plan.files[0])
+        secs = 10.5 / fragments * 3 * unit.input_bytes / bytes_in(1.0, plan)
+        monkeypatch.setattr(curate, "ELEMENT_SECS", secs)
+        parts = stripes_of(0, unit, plan, bytes_in(secs, plan))
+        assert [len(range(stripe, fragments, stripes)) for _, _, (stripe, stripes) in parts] == [10] * 48 + [9]
+        factory = DecodingFactory(log=str(log), pids=str(tmp_path / "pids"), meet=4, decoded=str(decoded))
+        outcome = run_scoring(config, scorer=factory)
+    workers = sorted(path.name for path in (tmp_path / "pids").iterdir())
+    assert len(workers) == 4
+    assert sorted(decoded.read_text().splitlines()) == [f"{worker} 0" for worker in workers]
+    assert scored_rows(log) == rows // 20
+    totals = outcome.totals
+    assert (totals["rows"], totals["read"], totals["scored"]) == (rows, rows, rows // 20)
+    assert totals["rejected"] == {"null_prompt": rows - rows // 20}
 
 
 def test_workers_that_the_launcher_starts_itself_give_the_same_bytes(tmp_path, make_config):

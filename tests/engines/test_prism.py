@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from services.engines import engines
 from support.corpora import TIMED, corpus_rows, write_jsonl
-from support.stubs import NamedFactory, StubFactory, save_named_model, scored_rows
+from support.stubs import DecodingFactory, NamedFactory, StubFactory, save_named_model, scored_rows
 
+from pipelines import curate
 from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
 from pipelines.runtime import execute, progress
@@ -71,7 +72,8 @@ class Both:
                 step["decontaminate"]["against"] = [str(self.tests)]
         carry = {"format": "preferences"} if "preferences" in select[-1] else {"carry": ["generator"]}
         values = {
-            "input": {"path": f"{root}/in/*.jsonl", "rows_per_fragment": ROWS_PER_FRAGMENT, **carry},
+            "input": {"path": f"{root}/in/*.jsonl", "rows_per_fragment": ROWS_PER_FRAGMENT, **carry}
+            | changes.pop("input", {}),
             "model": {"path": str(self.model)},
             "output": {"path": f"{root}/out", "rows_per_shard": 4, "shape": shape},
         }
@@ -134,6 +136,17 @@ def test_progress_moves_and_run_json_counts_what_was_scored(both, tmp_path, monk
     assert now.scored == scored_rows(tmp_path / "log") == ROWS
     assert now.fragments == len([name for name in contents if name.startswith("scores/") and "/plans/" not in name])
     assert seen & set(range(1, ROWS)), "it moved while the job ran"
+
+
+def test_files_that_are_dealt_out_by_fragments(both, tmp_path, monkeypatch):
+    """As row groups of days are: here an element is every n-th row of a file."""
+    monkeypatch.setattr(curate, "ELEMENT_SECS", 1e-9)
+    log, decoded = tmp_path / "log", tmp_path / "decoded"
+    rows = {"rows_per_fragment": 1}
+    _, contents = both.there(DecodingFactory(log=str(log), decoded=str(decoded)), input=rows)
+    assert scored_rows(log) == ROWS
+    assert len(decoded.read_text().splitlines()) == FILES, "each once by the one worker"
+    assert contents == both.here(StubFactory(), input=rows)
 
 
 def test_what_the_engine_splits_off_is_scored_once(both, tmp_path):

@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 import xxhash
 from safetensors.numpy import save_file
 
+from pipelines import plan as plans
+from pipelines.corpus import decoded_units
 from pipelines.runtime.counters import count_forward
 from rm.conversations import Conversation, canonical_json
 from rm.scores import GroupScores, Work
@@ -101,6 +103,34 @@ class StubFactory:
             with path.open("a") as file:
                 file.write("load\n")
         return StubScorer(path, self.die_after, self.signal, None if self.once is None else Path(self.once), self.secs)
+
+
+@dataclass
+class DecodingFactory(StubFactory):
+    """A `StubFactory` that, in the workers that it is sent to, notes each unit that one begins to decode, as `PROCESS UNIT`."""
+
+    decoded: str = ""  # the file for that
+    launcher: int = field(default_factory=os.getpid)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        read = plans.read_raw_fragments
+        if os.getpid() == self.launcher or hasattr(read, "noting"):
+            return
+
+        def noting(file: Any, unit: Any, *arguments: Any, **named: Any) -> Any:
+            with Path(self.decoded).open("a") as notes:
+                notes.write(f"{os.getpid()} {unit.number}\n")
+            return read(file, unit, *arguments, **named)
+
+        noting.noting = True  # type: ignore[attr-defined]
+        plans.read_raw_fragments = noting
+
+
+def forget_units() -> None:
+    """Delete the units that this process has decoded and kept."""
+    decoded_units.hold()
+    decoded_units.release()
 
 
 def scored_rows(log: Path) -> int:

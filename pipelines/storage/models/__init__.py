@@ -13,6 +13,7 @@ from pipelines.storage.models.locate import (
     locate,
     reading_directory,
     small_directory,
+    weight_bytes,
     whole_directory,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "reading_directory",
     "refuse_other_versions",
     "small_directory",
+    "weight_bytes",
     "whole_directory",
 ]

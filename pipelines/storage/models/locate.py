@@ -53,6 +53,14 @@ def locate(path: str, revision: str | None) -> LocatedModel:
     return LocatedModel(directory, {name: file.sha256 for name, file in sums.items()}, planned)
 
 
+def weight_bytes(planned: Mapping[str, Any]) -> int:
+    """Return the bytes of a planned model's weights, without reading them; 0 if there are none."""
+    if "files" in planned:
+        return sum(size for name, (size, _) in planned["files"].items() if name.endswith(_WEIGHTS_SUFFIX))
+    weights = Path(planned["directory"]).glob(f"*{_WEIGHTS_SUFFIX}")
+    return sum(path.stat().st_size for path in weights if path.is_file())
+
+
 def reading_directory(path: str, revision: str | None) -> Path:
     """A local directory with configuration and tokenizer; weights are neither fetched nor required. Raises `ModelLoadError` or
     `StorageError`."""

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.corpora import write_jsonl
-from support.stubs import StubScorer, stub_reward
+from support.stubs import StubScorer, forget_units, stub_reward
 
+from pipelines import plan as plans
 from pipelines.corpus import split_units
 from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping
 from pipelines.corpus.fragments import Fragment, Row, groups_of
 from pipelines.errors import ModelLoadError
 from pipelines.plan import Plan, make_plans
+from pipelines.runtime import progress
+from pipelines.score import unit_scores
 from pipelines.score.score_columns import GroupResult, score_columns, usable_rows
 from pipelines.score.score_files import COLUMNS
+from pipelines.score.transform import ScoreUnits
 from pipelines.score.unit_scorer import UnitScorer, score_in_line
-from pipelines.score.unit_scores import score_directories
+from pipelines.score.unit_scores import score_directories, scores_path
 from rm.conversations import from_prompt, response_hash
 from rm.scorer import GroupScores
 
@@ -151,6 +161,9 @@ def test_the_next_fragment_is_read_and_prepared_while_one_is_scored(tmp_path, ma
     plan, scorer = make_plans(config).whole, Preparing()
     [unit] = split_units(plan.files[0])
     unit_scorer = UnitScorer(plan, score_directories(config), lambda *_: scorer)
+    scorer.prepared[
+        1
+    ].set()  # it may be read before there is a scorer, and is then prepared when that asks what follows
     files = list(unit_scorer.score_unit(0, unit, []))
     assert scorer.scored == [(0, list), (1, tuple), (2, tuple), (3, tuple)]
     assert [(file.footer.fragment, file.footer.scored) for file in files] == [(number, 2) for number in range(4)]
@@ -172,3 +185,128 @@ def test_a_unit_is_begun_before_the_one_before_it_is_scored(tmp_path, make_confi
     files = list(score_in_line(unit_scorer.begin_unit(number, unit, []) for number, unit in units))
     assert scorer.scored == [(0, list), *((number, tuple) for number in range(1, 4))]
     assert [(file.file, file.footer.scored) for file in files] == [(number, 2) for number in range(4)]
+
+
+class Stripes:
+    """A corpus of one row group with eleven fragments, scored in stripes."""
+
+    def __init__(self, root: Path, make_config, monkeypatch, rows: int = 32, rows_per_fragment: int = 3):
+        texts = {name: [f"{name} {number}" for number in range(rows)] for name in ("prompt", "response")}
+        pq.write_table(pa.table(texts), root / "in.parquet")
+        settings = {"input": {"rows_per_fragment": rows_per_fragment}, "scores": {"path": str(root / "scores")}}
+        self.config = make_config(root / "in.parquet", select=[{"near_duplicates": {}}], **settings)
+        self.plan, self.scorer, self.decoded = make_plans(self.config).whole, StubScorer(), 0
+        [self.unit] = split_units(self.plan.files[0])
+        forget_units()
+
+        def counted(*arguments, **named):
+            self.decoded += 1
+            return read(*arguments, **named)
+
+        read = plans.read_raw_fragments
+        monkeypatch.setattr(plans, "read_raw_fragments", counted)
+
+    def score(self, stripes: int, order, **limits) -> list:
+        """Score stripes in this order; the descriptors of all fragments."""
+        self.decoded = self.scorer.calls = 0
+        forget_units()
+        progress.reset()
+        limited = self.config.limits.model_copy(update=limits)
+        scorer = UnitScorer(self.plan, score_directories(self.config), lambda *_: self.scorer, limits=limited)
+        files, existing = [], scorer.read_leading(0, self.unit)
+        for stripe in order:
+            part = {"stripe": stripe, "stripes": stripes}
+            files += scorer.score_unit(0, self.unit, existing, **part)
+        return sorted(files, key=lambda file: file.footer.fragment)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.parquet")}
+
+
+@pytest.fixture
+def corpus(tmp_path, make_config, monkeypatch) -> Stripes:
+    return Stripes(tmp_path, make_config, monkeypatch)
+
+
+@pytest.mark.parametrize("stripes", [4, 20])
+def test_stripes_give_the_files_of_the_unit_and_decode_it_once(corpus, tmp_path, stripes):
+    whole = corpus.score(1, [0])
+    assert (corpus.scorer.calls, corpus.decoded, len(whole)) == (11, 1, 11)
+    expected = contents(tmp_path / "scores")
+    for path in (tmp_path / "scores").rglob("*.parquet"):
+        path.unlink()
+    assert corpus.score(stripes, reversed(range(stripes))) == whole
+    assert contents(tmp_path / "scores") == expected
+    assert (corpus.scorer.calls, corpus.decoded) == (11, 1)
+    assert progress.current().input_bytes == corpus.unit.input_bytes
+    # all is there: nothing is read, whichever stripe holds the last fragment, or none
+    for again in (stripes, 1, 3):
+        assert corpus.score(again, range(again)) == whole
+        assert (corpus.scorer.calls, corpus.decoded) == (0, 0)
+        now = progress.current()
+        assert (now.found, now.found_bytes) == (11, corpus.unit.input_bytes)
+    corpus.score(3, range(3), verify=True)
+    assert (corpus.scorer.calls, corpus.decoded) == (0, 1)
+
+
+def test_score_files_are_looked_for_once_for_all_stripes(corpus, monkeypatch):
+    whole = corpus.score(1, [0])
+    looked: list[str] = []
+    read = unit_scores.score_files.read
+    monkeypatch.setattr(unit_scores.score_files, "read", lambda path: (looked.append(path), read(path))[1])
+    path = make_plans(corpus.config).save(scores_path(corpus.config)).members[0]
+    score = ScoreUnits(path, score_directories(corpus.config), lambda _: corpus.scorer)
+    found = [
+        run for stripe in range(4) for run in score.begin_unit(0, corpus.unit, stripe=stripe, stripes=4).score_files()
+    ]
+    assert sorted(found, key=lambda file: file.footer.fragment) == whole
+    assert sorted(looked) == sorted(
+        {file.path for file in whole} | {side.path for file in whole for side in file.sides}
+    )
+
+
+@pytest.mark.parametrize("missing", [[0], [10], [1, 2, 9]])
+def test_stripes_score_what_is_missing_alone(corpus, tmp_path, missing):
+    whole = corpus.score(1, [0])
+    expected = contents(tmp_path / "scores")
+    for number in missing:
+        Path(whole[number].path).unlink()
+    assert corpus.score(4, [3, 1, 0, 2]) == whole
+    assert contents(tmp_path / "scores") == expected
+    assert (corpus.scorer.calls, corpus.decoded) == (len(missing), 1)
+    now = progress.current()
+    assert (now.found, now.fragments) == (11 - len(missing), 11)
+
+
+def test_stripes_make_missing_side_files(corpus, tmp_path):
+    whole = corpus.score(1, [0])
+    expected = contents(tmp_path / "scores")
+    Path(whole[7].sides[0].path).unlink()
+    assert corpus.score(4, range(4)) == whole
+    assert contents(tmp_path / "scores") == expected
+    assert (corpus.scorer.calls, corpus.decoded) == (0, 1)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_stripes_in_any_order_give_every_fragment_once(make_config, tmp_path, data):
+    """However many there are, whoever was interrupted where, whatever was removed."""
+    rows, rows_per_fragment = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 8))
+    stripes = data.draw(st.integers(1, 9))
+    root = Path(tempfile.mkdtemp(dir=tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        corpus = Stripes(root, make_config, patch, rows, rows_per_fragment)
+        whole = corpus.score(1, [0])
+        expected, fragments = contents(root / "scores"), -(-rows // rows_per_fragment)
+        missing = data.draw(st.sets(st.integers(0, fragments - 1)))
+        for number in missing:
+            Path(whole[number].path).unlink()
+        for number in data.draw(st.sets(st.integers(0, fragments - 1))):
+            Path(whole[number].sides[0].path).unlink()
+        assert corpus.score(stripes, data.draw(st.permutations(range(stripes)))) == whole
+        assert contents(root / "scores") == expected
+        assert (corpus.scorer.calls, corpus.decoded <= 1) == (len(missing), True)
+        now = progress.current()
+        assert (now.found, now.fragments) == (fragments - len(missing), fragments)
+        assert now.found_responses + now.published == rows

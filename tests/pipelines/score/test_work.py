@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -13,17 +14,22 @@ from hypothesis import strategies as st
 
 from pipelines.config import InputFiles
 from pipelines.corpus import InputFile, Unit, files, split_units
+from pipelines.corpus.columns.row_mapping import RowMapping
+from pipelines.corpus.fragments import FRAGMENT_BYTES
 from pipelines.corpus.listing import list_files
 from pipelines.errors import ConfigError
+from pipelines.plan import Plan
 from pipelines.score import work
 from pipelines.score.work import (
     CorpusShard,
     WorkPiece,
+    bytes_in,
     deal,
     largest_first,
     pieces_of_shard,
     split_large,
     stripe,
+    stripes_of,
     whole_files,
 )
 
@@ -197,3 +203,77 @@ def test_shards_by_name(text, shard):
 def test_other_names_of_shards_are_refused(text):
     with pytest.raises(ConfigError, match=r"--shard is .*expected"):
         CorpusShard.of(text)
+
+
+def planned(file: InputFile, model: dict | None = None, rows_per_fragment: int = 10) -> Plan:
+    mapping = RowMapping("prompt_response", "p", "r")
+    return Plan((file,), mapping, rows_per_fragment, 2**20, {} if model is None else model, {}, "f")
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "most_bytes", "stripes"),
+    [
+        ("parquet", Unit(3, 0, 1000, 1000), 300, 10),  # compressed to a third
+        ("parquet", Unit(3, 0, 1000, 1000), 1, 100),  # no more than there are fragments
+        ("parquet", Unit(0, 0, 11, 1000), 1, 2),
+        ("parquet", Unit(0, 0, 2, 64 * 2**20), 2**20, 3),  # which 64 MiB of text end, too
+        ("parquet", Unit(3, 0, 1000, 1000), 3000, 1),
+        ("parquet", Unit(0, 0, 0, 0), 1, 1),
+        ("parquet", Unit(3, 0, 1000, 1000), math.inf, 1),
+        ("jsonl", Unit(1, 2**26, 2**27, 2**26), 2**26, 1),
+        ("jsonl", Unit(1, 2**26, 2**27, 2**26), 2**26 - 1, 2),
+        ("parquet", Unit(0, 0, 1000, 1000), 59, 100),  # of two fragments it would have 60 bytes
+        ("parquet", Unit(0, 0, 1000, 1000), 60, 50),
+        ("jsonl", Unit(3, 150, 150 + 20480, 20480), 1, 4),  # rows have 512 bytes
+    ],
+)
+def test_units_are_dealt_out_in_stripes_of_so_much_text(kind, unit, most_bytes, stripes):
+    plan = planned(InputFile(f"/nowhere/a.{kind}", f"a.{kind}", kind, None, 1000, "v"))
+    expected = [(0, tuple(unit), (number, stripes)) for number in range(stripes)]
+    assert stripes_of(0, unit, plan, most_bytes) == expected
+
+
+@given(
+    st.sampled_from(["parquet", "jsonl"]),
+    st.integers(1, 2_000_000),
+    st.integers(0, 2**32),
+    st.integers(1, 5000),
+    st.integers(1, 2**34),
+)
+def test_no_stripe_is_longer_than_what_was_wanted_or_a_fragment(kind, rows, stored, rows_per_fragment, most_bytes):
+    plan = planned(InputFile(f"/nowhere/a.{kind}", f"a.{kind}", kind, None, stored, "v"), None, rows_per_fragment)
+    parts = stripes_of(0, Unit(0, 0, rows if kind == "parquet" else stored, stored), plan, most_bytes)
+    assert [part[2] for part in parts] == [(stripe, len(parts)) for stripe in range(len(parts))]
+    text_bytes = stored * (3 if kind == "parquet" else 1)
+    most_rows = max(rows if kind == "parquet" else text_bytes / 512, 1)
+    fragments = math.ceil(max(most_rows / rows_per_fragment, text_bytes / FRAGMENT_BYTES))
+    assert len(parts) <= fragments
+    numbers = sorted(index for stripe in range(len(parts)) for index in range(stripe, min(fragments, 5000), len(parts)))
+    assert numbers == list(range(min(fragments, 5000))), "each fragment is in one of them"
+    longest = math.ceil(fragments / len(parts))
+    assert longest == 1 or longest * text_bytes / fragments <= most_bytes * 1.0001
+
+
+def test_a_device_that_is_left_open_is_that_of_the_worker(tmp_path, monkeypatch):
+    file = InputFile("/nowhere/a.parquet", "a.parquet", "parquet", None, 2 * 2**30, "v")
+    (tmp_path / "model.safetensors").write_bytes(bytes(2_000))
+    secs = {}
+    for device, gpus in (("auto", []), ("auto", ["0"]), ("cpu", ["0"]), ("cuda", [])):
+        monkeypatch.setattr(work.machine, "list_gpus", lambda gpus=gpus: gpus)
+        secs[device, bool(gpus)] = bytes_in(1.0, planned(file, {"directory": str(tmp_path), "device": device}))
+    assert secs["auto", False] == secs["cpu", True] < secs["auto", True] == secs["cuda", False]
+
+
+def test_ten_minutes_of_a_model_are_few_megabytes_on_a_small_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(work.machine, "list_gpus", list)
+    file = InputFile("/nowhere/a.parquet", "a.parquet", "parquet", None, 2 * 2**30, "v")
+    on_store = {"directory": "gs://b/m", "files": {"model.safetensors": [16_000_000_000, "h"], "t.json": [9, "h"]}}
+    large = planned(file, {**on_store, "device": "cuda"}, rows_per_fragment=2048)
+    assert bytes_in(600, large) == pytest.approx(600 * 30e12 / 16e9 * 4)  # 8e9 parameters, 1,875 tokens/s, 4 bytes each
+    assert len(stripes_of(0, Unit(0, 0, 1_000_000, 2**29), large, bytes_in(600, large))) == 489
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(2_000_000)
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    here = planned(file, {"directory": str(tmp_path), "device": "auto"})
+    assert bytes_in(600, here) == pytest.approx(600 * 50e9 / 2e6 * 4)
+    assert bytes_in(600, planned(file)) == bytes_in(math.inf, here) == math.inf
