@@ -61,7 +61,8 @@ fuzz: install  # guided by coverage if atheris is installed, otherwise by Hypoth
 	PYTHONPATH=.:tests $(BIN)/python tests/bad_input/fuzz.py $(FUZZ_SECS)
 
 image: install  # deploy/Dockerfile, built and run by buildah; as root, on Debian
-	$(BIN)/python -m pytest tests/engines/image.py -rs
+	TORCH_INDEX='$(or $(TORCH_INDEX),$(shell $(ANSWERS) 2> /dev/null && echo $(CPU_TORCH)))' \
+		$(BIN)/python -m pytest tests/engines/image.py -rs
 
 airflow: $(AIRFLOW)/.installed  # the DAGs, parsed and rendered by Airflow in a separate environment; minutes and 2 GB the first time
 	AIRFLOW_HOME=$(abspath $(AIRFLOW))/home AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python deploy/airflow/parse.py

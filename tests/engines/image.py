@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -37,6 +38,7 @@ IMAGE = "localhost/bestkept:test"
 _missing = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
 _reason = f"no {_missing[0]}; apt-get install {' '.join(_missing)}" if _missing else why_missing("prism", "beam-boot")
 _reason = _reason or ("needs root" if os.geteuid() else None)
+_reason = _reason or (None if platform.machine() == "x86_64" else "builds for linux/amd64, on x86-64 only")
 pytestmark = pytest.mark.skipif(_reason is not None, reason=str(_reason))
 
 
@@ -110,8 +112,10 @@ def make_bases() -> None:
             prepare("buildah", *STORAGE, "add", *rights, container, source, target)
             prepare("buildah", *STORAGE, "commit", "--rm", container, name)
     container = prepare("buildah", *STORAGE, "from", "--pull-never", BASES[0])
-    prepare("buildah", *STORAGE, "run", *CHROOT, container, "--", "true")
-    buildah("rm", container)
+    try:
+        prepare("buildah", *STORAGE, "run", *CHROOT, container, "--", "true")
+    finally:
+        buildah("rm", container)
 
 
 @pytest.fixture(scope="module")
