@@ -26,14 +26,14 @@ from pipelines.config import Limits
 from pipelines.corpus import InputFile, Unit, UnreadableError, decoded_units, probe, rewritten_copy
 from pipelines.corpus.rewrite import rewrite
 from pipelines.errors import InputError, carrying_errors
-from pipelines.plan import plan_at
+from pipelines.plan import Plan, plan_at
 from pipelines.runtime.threaded_dofn import ThreadedDoFn, map_ahead
 from pipelines.runtime.transforms import PCollection, Spread, in_global_window
 from pipelines.score.load_model import acquire_scorer, ending_with_device, process_name
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.skip_transform import skip_or_raise
 from pipelines.score.unit_scorer import NO_LIMITS, ScorerFactory, UnitRun, UnitScorer
-from pipelines.score.unit_scores import ScoreDirectories
+from pipelines.score.unit_scores import ScoreDirectories, UnitScores
 from pipelines.score.work import CorpusShard, UnitFields, bytes_in, stripes_of, units_in, units_of_shard
 from pipelines.storage.files import is_local
 
@@ -86,7 +86,7 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         """{units, skipped}, the outputs of SplitUnits."""
         is_striped = self.scorer is not None and self.colocate is None  # the other steps read whole units
         secs = self.element_secs if is_striped else math.inf
-        split_units = beam.ParDo(SplitUnits(self.plan_path, self.limits, self.shard, secs))
+        split_units = beam.ParDo(SplitUnits(self.plan_path, self.directories, self.limits, self.shard, secs))
         fields = tuple[int, tuple[int, int, int, int], tuple[int, int]]
         typed = split_units.with_output_types(fields, skipped=tuple[int, str])
         return files | "SplitUnits" >> typed.with_outputs("skipped", main="units")
@@ -140,11 +140,18 @@ class RewriteLarge(beam.DoFn):  # type: ignore[misc]
             )
 
 
+@lru_cache(maxsize=4)
+def _most_bytes(secs: float, plan_path: str) -> float:
+    """See `bytes_in`, which looks at the weights and at the devices."""
+    return bytes_in(secs, plan_at(plan_path))
+
+
 @dataclass(eq=False)
 class SplitUnits(ThreadedDoFn):
     """File number → its units, or stripes of units that would take more than `element_secs`. Opens footers on the workers."""
 
     plan_path: str
+    directories: ScoreDirectories
     limits: Limits
     shard: CorpusShard | None = None
     element_secs: float = math.inf
@@ -154,15 +161,24 @@ class SplitUnits(ThreadedDoFn):
 
     def work(self, file_number: int) -> list[Any]:
         plan = plan_at(self.plan_path)
-        file, most_bytes = plan.files[file_number], bytes_in(self.element_secs, plan)
+        file, most_bytes = plan.files[file_number], _most_bytes(self.element_secs, self.plan_path)
         try:
             if self.limits.skip_bad_files:
                 # without this, a file whose scores all exist would first be opened by export, which cannot skip it
                 probe(file.path)
             units = units_in(file_number, file, self.plan_path, self.shard)
-            return [part for unit in units for part in stripes_of(file_number, unit, plan, most_bytes)]
+            return [part for unit in units for part in self._parts(file_number, unit, plan, most_bytes)]
         except UnreadableError as error:
             return [skip_or_raise(file_number, error, self.limits)]
+
+    def _parts(self, file_number: int, unit: Unit, plan: Plan, most_bytes: float) -> list[UnitFields]:
+        """The stripes of a unit; one if it is scored already, since each stripe would look for all of its score files."""
+        parts = stripes_of(file_number, unit, plan, most_bytes)
+        if len(parts) == 1:
+            return parts
+        scores = UnitScores(plan, self.directories.of(plan.fingerprint), file_number, unit)
+        leading = scores.read_leading(map_ahead if self.directories.on_object_store(plan) else map)
+        return [(file_number, tuple(unit), (0, 1))] if leading and leading[-1].footer.last else parts
 
 
 class ScoreUnits(beam.DoFn):  # type: ignore[misc]
@@ -186,6 +202,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         self._launcher = process_name()
         self._scorer: UnitScorer | None = None
         self._search: Callable[[int, Unit], list[ScoreFile]] | None = None
+        self._skipped: frozenset[int] = frozenset()  # files whose error is logged
         self._begun: tuple[UnitFields, UnitRun] | None = None  # an element of the bundle that waits for the next one
 
     def setup(self) -> None:
@@ -218,13 +235,14 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
             yield from self._descriptors(element, self.begin_unit(file_number, Unit(*fields), existing))
 
     def _descriptors(self, element: UnitFields, run: UnitRun) -> Iterator[Any]:
-        file_number, _, (stripe, _) = element
+        file_number = element[0]
         with carrying_errors(), ending_with_device(self._launcher):
             try:
                 for score_file in run.score_files():
                     yield score_file.to_bytes()
-            except UnreadableError as error:  # which all stripes of the unit meet
-                yield skip_or_raise(file_number, error, self._limits, is_logged=stripe > 0)
+            except UnreadableError as error:  # which other stripes of the unit may meet, too
+                is_logged, self._skipped = file_number in self._skipped, self._skipped | {file_number}
+                yield skip_or_raise(file_number, error, self._limits, is_logged=is_logged)
 
     def begin_unit(
         self,

@@ -15,15 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.corpora import TIMED, corpus_rows, write_jsonl
-from support.stubs import NamedFactory, StubFactory, forget_units, save_named_model, scored_rows
+from support.stubs import NamedFactory, StubFactory, StubScorer, forget_units, save_named_model, scored_rows
 
 from pipelines import curate
 from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
-from pipelines.corpus import decoded_units, files, rewritten_copy
+from pipelines.corpus import decoded_units, files, rewritten_copy, split_units
+from pipelines.plan import make_plans
 from pipelines.runtime import progress
 from pipelines.score import transform
-from pipelines.score.transform import ScoreCorpus
+from pipelines.score.transform import ScoreCorpus, ScoreUnits, SplitUnits
+from pipelines.score.unit_scores import score_directories, scores_path
 
 
 @pytest.fixture
@@ -157,3 +159,47 @@ def test_a_unit_that_breaks_is_skipped_once_however_many_parts_it_has(tmp_path, 
     assert outputs[0] == outputs[1]
     assert [file["key"] for file in outputs[1]["skipped_files"]] == ["b.jsonl.gz"]
     assert tree(tmp_path / "parts" / "data") == tree(tmp_path / "whole" / "data")
+
+
+def write(root, word="", rows=60):
+    """Write a file with units of 30 rows."""
+    texts = {name: [f"{name} {word} {n}" for n in range(rows)] for name in ("prompt", "response")}
+    pq.write_table(pa.table(texts), root / "in.parquet", row_group_size=30)
+
+
+def test_units_stay_whole_on_one_machine(tmp_path, make_config, monkeypatch):
+    dealt, stripes_of = [], transform.stripes_of
+    monkeypatch.setattr(curate, "ELEMENT_SECS", 1e-12)
+    monkeypatch.setattr(transform, "stripes_of", lambda *given: dealt.extend(stripes_of(*given)) or stripes_of(*given))
+    write(tmp_path)
+    run_curation(make_config(tmp_path / "in.parquet", input={"rows_per_fragment": 3}), scorer=StubFactory())
+    assert [part[2] for part in dealt] == [(0, 1)] * 2
+
+
+def test_a_unit_that_is_scored_is_one_element(tmp_path, make_config, monkeypatch):
+    write(tmp_path)
+    config = make_config(tmp_path / "in.parquet", input={"rows_per_fragment": 3})
+    plans, where = make_plans(config), score_directories(config)
+    path, scorer, looked = plans.save(scores_path(config)).members[0], StubScorer(), []
+    monkeypatch.setattr(transform, "bytes_in", lambda *given: looked.append(given) or 1)
+    split = SplitUnits(path, where, config.limits, None, 1e-12)
+    assert len(split.work(0)) == 20
+    score = ScoreUnits(path, where, lambda _: scorer)
+    list(score.begin_unit(0, split_units(plans.whole.files[0])[0]).score_files())
+    assert [part[2] for part in split.work(0)] == [(0, 1), *((stripe, 10) for stripe in range(10))]
+    assert len(looked) == 1
+
+
+def test_a_file_that_changes_between_stripes_is_logged_once(tmp_path, make_config, caplog):
+    write(tmp_path, "old", 30)
+    config = make_config(tmp_path / "in.parquet", input={"rows_per_fragment": 3}, limits={"skip_bad_files": True})
+    plans, scorer = make_plans(config), StubScorer()
+    path, [unit] = plans.save(scores_path(config)).members[0], split_units(plans.whole.files[0])
+    for stripes in ([0], [1, 2]):  # of two processes
+        forget_units()
+        score = ScoreUnits(path, score_directories(config), lambda _: scorer, limits=config.limits)
+        for stripe in stripes:
+            list(score.process((0, tuple(unit), (stripe, 3))))
+        list(score.finish_bundle())
+        write(tmp_path, "new", 31)
+    assert caplog.text.count("(skipped)") == 1

@@ -86,13 +86,14 @@ def main() -> None:
 
 def _score(job: Job, launcher: LauncherConnection) -> None:
     """Score pieces until there are no more."""
-    from pipelines.corpus import UnreadableError, split_units
+    from pipelines.corpus import UnreadableError, decoded_units, split_units
     from pipelines.corpus.rewrite import rewrite
     from pipelines.plan import plan_at
     from pipelines.score.load_model import LoadAfterRelease
     from pipelines.score.transform import ScoreUnits
     from pipelines.score.unit_scorer import score_in_line
 
+    decoded_units.keep_at_most(1)  # the stripes of a unit are assigned one after the other
     load = job.scorer if len(job.paths.members) == 1 else LoadAfterRelease(job.scorer)
     members = [ScoreUnits(path, job.directories, load, limits=job.limits) for path in job.paths.members]
     while True:

@@ -10,14 +10,17 @@ import weakref
 from collections import namedtuple
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from support.stubs import forget_units
 
+from pipelines.config import Limits
 from pipelines.corpus import InputFile, decoded_units, read_raw_fragments, split_units
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.decoded_units import read_stripe
 from pipelines.corpus.fragments import RawFragment
+from pipelines.score.workers import worker
 
 MAPPING = RowMapping("prompt_response", "prompt", "response")
 Usage = namedtuple("Usage", "free")
@@ -185,4 +188,14 @@ def test_a_unit_that_was_given_up_while_it_is_read_keeps_to_its_share(tmp_path, 
     assert [part[0] for part in parts] == first.whole[::3]
     assert [part[1] for part in parts] == second.whole[::3]
     assert used[0] < 10_000, "two at a time, each at most a quarter"
+    forget_units()
+
+
+def test_a_worker_on_this_machine_keeps_one_unit(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoded_units, "_MOST_UNITS", 64)
+    job = SimpleNamespace(paths=SimpleNamespace(members=["plan"]), scorer=None, directories=None, limits=Limits())
+    worker._score(job, SimpleNamespace(send=lambda *_: None, receive=lambda: None))
+    for key in ("a", "b"):
+        list(read_stripe(key, Unit(tmp_path).read, stripe=0, stripes=2))
+    assert [*decoded_units._units] == ["b"]
     forget_units()

@@ -144,7 +144,9 @@ def test_every_way_equals_dense_attention(way, segments, heads, causal, scaling)
     got = WAYS[way](*tensors, plan, form)
     expected = dense(*tensors, segments, form)
     assert got.shape == expected.shape
-    assert torch.allclose(got, expected, atol=1e-6 if way in ("merged", "two calls") else 1e-12)
+    assert torch.allclose(
+        got, expected, atol=1e-5 if way in ("merged", "two calls") else 1e-12
+    )  # sums of exponentials are float32
 
 
 @pytest.mark.parametrize("way", ["one call", "several calls", "by row"])
