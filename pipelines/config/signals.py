@@ -46,8 +46,8 @@ class EmbeddingConfig(Strict):
 
 class RelevanceConfig(EmbeddingConfig):
     gap: float = Field(default=0.2, ge=0.0, allow_inf_nan=False)
-    """The nearer response is taken if the cosines of two responses with the prompt differ by more than this, otherwise the
-    longer one, or the one with the higher reward."""
+    """The difference of cosines with the prompt beyond which relevance decides, before length and, as the `gap` of the step
+    `on_topic`, before the reward."""
 
 
 class SignalConfig(Strict):

@@ -298,9 +298,10 @@ class TrainConfig(Strict):
     stress: StressConfig = StressConfig()
     """The stress tests of the trained model, on held-out prompts."""
     relevance: RelevanceConfig | None = None
-    """An embedding model for a relevance gate, which takes the response nearer to the prompt if the cosines of the two differ by
-    more than `gap`. The model is also measured behind this gate, as the step `on_topic` selects. The verdict then compares the
-    model alone with the best of the longer, the shorter, and the nearer or longer response."""
+    """An embedding model for a relevance gate. The verdict then compares the model alone with the best of the longer, the
+    shorter, and the nearer or longer response: the one nearer to the prompt if the cosines of the two differ by more than `gap`.
+    The model is also measured behind the gate: a response that the step `on_topic` would drop loses to one that it would keep,
+    and the reward decides between all others."""
     model: BackboneConfig
     """The pretrained model that the reward model starts from."""
     train: TrainOptions = TrainOptions()

@@ -34,6 +34,7 @@ def units_of(evaluation: Json) -> dict[str, str]:
         "stress.tests": "share of prompts, 0 to 1",
         "stress.without_prompt": "correlation, -1 to 1",
         "gated.gap": "cosine, 0 to 2",
+        "gated.unknown": "responses",
         "gated.other_prompt": "share of prompts, 0 to 1",
         "gated.similar_prompt": "share of prompts, 0 to 1",
         "gated.best_of_all": "gold score, as in the data",
@@ -55,7 +56,7 @@ def accuracy_rows(accuracy: Json) -> Iterator[tuple[str, Json]]:
 
 
 def length_interval(row: Json) -> str:
-    """Return `shorter 55.6 [52.1, 59.0]`: the better rule of length, and its accuracy in percent."""
+    """Return `shorter 55.6 [52.1, 59.0]`: the best rule without a model, and its accuracy in percent."""
     return f"{row['rule']} {percent_interval(row['length'])}"
 
 
@@ -93,7 +94,7 @@ def _verdict(verdict: Json) -> Table:
 
 def _accuracy(accuracy: Json) -> Table:
     title = "accuracy in % [95 % interval, clustered by prompt]"
-    table = _table(title, "comparisons", "n", "model", "longer or shorter", "difference")
+    table = _table(title, "comparisons", "n", "model", "best rule", "difference")
     rows = list(accuracy_rows(accuracy))
     for label, row in rows:
         cells = (percent_interval(row["model"]), length_interval(row))

@@ -13,8 +13,9 @@ _TESTS = ("other_prompt", "similar_prompt")
 
 
 def title(gated: Json) -> str:
-    """Return a heading with the gap and the share of comparisons that the gate decides."""
-    return f"behind the relevance gate (gap {gated['gap']:g}; it decides {percent(gated['decided'])} % of comparisons)"
+    """Return a heading with the gap, the share of comparisons that the gate decides, and the number of unknown cosines."""
+    decides = f"; it decides {percent(gated['decided'])} % of comparisons" if gated["comparisons"] else ""
+    return f"behind the relevance gate (gap {gated['gap']:g}{decides}{_unknown(gated)})"
 
 
 def rows(evaluation: Json) -> Iterator[tuple[str, str, str, str]]:
@@ -22,6 +23,7 @@ def rows(evaluation: Json) -> Iterator[tuple[str, str, str, str]]:
     gated, overall = evaluation["gated"], evaluation["accuracy"]["overall"]
     difference = percent_interval(gated["over_model"], sign=True)
     yield "accuracy, %", percent_interval(overall["model"]), percent_interval(gated["accuracy"]), difference
+    yield "accuracy where the gate decides, %", "", percent_interval(gated["nearer"]), ""
     yield "accuracy over the nearer or longer response", "", "", percent_interval(gated["over_rule"], sign=True)
     yield "accuracy, lengths matched, %", percent_interval(overall["matched"]), percent_interval(gated["matched"]), ""
     tested = _alone(evaluation)
@@ -37,17 +39,25 @@ def rows(evaluation: Json) -> Iterator[tuple[str, str, str, str]]:
 
 def words(gated: Json) -> str:
     """Return the accuracy behind the gate, and what the gate does, in one line."""
-    line = (
-        f"{percent_interval(gated['accuracy'])}, {percent_interval(gated['over_model'], sign=True)} points against the model "
-        f"alone; the gate decides {percent(gated['decided'])} % of comparisons"
-    )
+    line = "no comparison could be scored"
+    if gated["comparisons"]:
+        difference = percent_interval(gated["over_model"], sign=True)
+        line = f"{percent_interval(gated['accuracy'])}, {difference} points against the model alone; the gate decides "
+        line += f"{percent(gated['decided'])} % of comparisons"
     if test := gated["similar_prompt"]:
         line += f", and {AGAINST['similar_prompt']} loses in {percent_interval(test['preferred'])} %"
-    return line
+    return line + _unknown(gated)
+
+
+def _unknown(gated: Json) -> str:
+    """Return how many responses have no cosine, after a semicolon; nothing if all have one."""
+    count = gated["unknown"]
+    return f"; {count:,} response{' has' if count == 1 else 's have'} no cosine" if count else ""
 
 
 def advice(evaluation: Json | None) -> Iterator[str]:
-    """Yield a line if the model is shown to be better behind the gate, by judgements or against responses to other prompts."""
+    """Yield a line if the model is shown to be better behind the gate, by judgements, by gold scores or against responses to
+    other prompts, and neither by judgements nor by gold scores to be worse."""
     gated = None if evaluation is None else evaluation["gated"]
     if evaluation is None or gated is None:
         return
@@ -56,8 +66,14 @@ def advice(evaluation: Json | None) -> Iterator[str]:
     apart = any(
         _above(gated[name]["preferred"]["low"], tested[name]["high"]) for name in _TESTS if gated[name] is not None
     )
-    if _above(low, 0.0) or (apart and not _above(0.0, high)):
-        yield f"it is better behind the relevance gate: select=[{{on_topic: {{signal: relevance, gap: {gated['gap']:g}}}}}, ...]"
+    best = gated["best_over_model"] or {"low": None, "high": None}
+    if _above(0.0, high) or _above(0.0, best["high"]):
+        return
+    better = _above(low, 0.0) or _above(best["low"], 0.0)
+    if better or apart:
+        gain = "it is better" if better else "responses to other prompts lose more often"
+        step = f"select=[{{on_topic: {{signal: relevance, gap: {gated['gap']}}}}}, ...]"
+        yield f"{gain} behind the relevance gate: bestkept run, with signals.relevance and {step}"
 
 
 def _alone(evaluation: Json) -> dict[str, Json]:

@@ -42,7 +42,7 @@ class AccuracyRow(Figures):
     difference: Estimate  # model - length, paired
     matched_comparisons: int  # length ratio 0.8 to 1.25
     matched: Estimate  # the model's accuracy on these
-    matched_rule: str  # the better rule of length on these
+    matched_rule: str  # the best rule on these
     matched_length: Estimate
     matched_difference: Estimate
 
@@ -99,7 +99,7 @@ def accuracy_row(name: str, table: Comparisons, *, bootstrap: Bootstrap, among: 
     used = table[table.scored & ~table.tied]
     model = correctness(used.gap, used.probability)
     longer = correctness(used.length[:, 0] - used.length[:, 1], used.probability)
-    gated = None if np.isnan(used.gate).any() else correctness(used.nearer_or_longer, used.probability)
+    gated = None if np.isnan(used.nearer).any() else correctness(used.nearer_or_longer, used.probability)
     whole = _against_length(model, longer, gated, cluster=used.cluster, bootstrap=bootstrap, among=among)
     near = similar_lengths(used)
     matched = _against_length(

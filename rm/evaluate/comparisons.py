@@ -27,7 +27,8 @@ class Comparisons:
     probability: Floats  # [C] stated, that i is preferred; 1/2 is a tie
     gap: Floats  # [C] r_i - r_j; NaN if either could not be scored
     length: Floats  # [C, 2] of i and j
-    gate: Floats  # [C] positive if the relevance gate chooses i, negative if j, 0 if neither; NaN without `Relevance`
+    nearer: Floats  # [C] cosine of i - that of j if they differ by more than the gap, else 0; NaN without `Relevance`
+    on_topic: Floats  # [C] 1 if the step `on_topic` keeps only i, -1 if only j, else 0; NaN without `Relevance`
     cluster: Ints  # [C] prompts, numbered in the order of their keys
     half: NDArray[np.bool_]  # [C] the half of the prompts that the prompt falls in, by its key
     origin: NDArray[np.object_]
@@ -53,8 +54,9 @@ class Comparisons:
 
     @property
     def nearer_or_longer(self) -> Floats:
-        """Positive [C] if i is the nearer or longer one, negative if j is, behind the gate; NaN if relevance is not known."""
-        return join_gate(self.gate, self.length[:, 0] - self.length[:, 1])
+        """Positive [C] if i is the nearer one, or, of two that are about as near, the longer one, negative if j is; NaN without
+        `Relevance`."""
+        return join_gate(self.nearer, self.length[:, 0] - self.length[:, 1])
 
 
 def join_gate(gate: Floats, signal: Floats) -> Floats:
@@ -68,8 +70,11 @@ def correctness(signal: Floats, probability: Floats) -> Floats:
 
 
 class Relevance(NamedTuple):
-    """The cosines of prompts and responses, as a gate before another rule: of two responses whose cosines differ by more than
-    `gap` the nearer one is chosen, else the longer one, or the one with the higher reward."""
+    """The cosines of prompts and responses, and the gap of a gate before another rule.
+
+    Before length, of two responses whose cosines differ by more than `gap` the nearer one is chosen, otherwise the longer one.
+    Before the reward, the gate is that of the step `on_topic` (`rm.evaluate.gate`).
+    """
 
     cosines: Sequence[ArrayLike]  # [K] for each group
     gap: float
@@ -80,6 +85,23 @@ def nearer(i: ArrayLike, j: ArrayLike, *, gap: float) -> Floats:
     """Return the differences of two sides' cosines where they are above `gap`, and 0 where they are not, or not known."""
     ahead = np.asarray(i, dtype=np.float64) - np.asarray(j, dtype=np.float64)
     return np.where(np.abs(ahead) > gap, ahead, 0.0)
+
+
+def distances_behind(cosines: Floats) -> Floats:
+    """Return the distance of each response [K] behind the second most relevant one to its prompt, or behind the more relevant of
+    two; infinite for an unknown cosine."""
+    known = np.sort(cosines[np.isfinite(cosines)])
+    if not len(known):
+        return np.full(len(cosines), np.inf)
+    reference = known[-2] if len(known) > 2 else known[-1]
+    return np.where(np.isfinite(cosines), reference - cosines, np.inf)
+
+
+def _kept(behind: Floats, *, gap: float) -> Floats:
+    """Return 1 where, of the distances `behind` [C, 2] of two sides, only the first is within `gap`, -1 where only the second
+    is, otherwise 0, as where one is not known."""
+    far = (behind > gap).astype(np.float64)
+    return np.where(np.isfinite(behind).all(axis=1), far[:, 1] - far[:, 0], 0.0)
 
 
 def tabulate(
@@ -97,28 +119,32 @@ def tabulate(
         raise ValueError(f"{len(groups)} groups, {len(rewards)} arrays of rewards, {len(lengths)} of lengths")
     numbers: list[tuple[float, ...]] = []
     owner: list[int] = []
-    cosines = [None] * len(groups) if relevance is None else [np.asarray(one) for one in relevance.cosines]
+    cosines = [np.full(len(group.responses), math.nan) for group in groups] if relevance is None else relevance.cosines
     for index, (group, reward, length, near) in enumerate(zip(groups, rewards, lengths, cosines, strict=True)):
         r, size = np.asarray(reward, dtype=np.float64), np.asarray(length, dtype=np.float64)
         if not len(group.responses) == len(r) == len(size):
             raise ValueError(
                 f"group {index} has {len(group.responses)} responses, {len(r)} rewards, {len(size)} lengths"
             )
+        # a selection has only responses with a reward
+        cosine = np.where(np.isfinite(r), np.asarray(near, dtype=np.float64), np.nan)
+        behind = distances_behind(cosine)
         hashes = [response_hash(response) for response in group.responses]
         for i, j, p in _judgements(group):
             if hashes[i] > hashes[j]:
                 i, j, p = j, i, 1.0 - p
-            cosine_i, cosine_j = (math.nan, math.nan) if near is None else (near[i], near[j])
-            numbers.append((p, r[i] - r[j], size[i], size[j], cosine_i, cosine_j))
+            numbers.append((p, r[i] - r[j], size[i], size[j], cosine[i], cosine[j], behind[i], behind[j]))
             owner.append(index)
-    table = np.array(numbers, dtype=np.float64).reshape(-1, 6)
+    table = np.array(numbers, dtype=np.float64).reshape(-1, 8)
     group_of = np.array(owner, dtype=np.int64)
     keys = [prompt_key(group.prompt) for group in groups]
+    unknown = np.full(len(table), np.nan)
     return Comparisons(
         table[:, 0],
         np.where(np.isfinite(table[:, 1]), table[:, 1], np.nan),
         table[:, 2:4],
-        np.full(len(table), np.nan) if relevance is None else nearer(table[:, 4], table[:, 5], gap=relevance.gap),
+        unknown if relevance is None else nearer(table[:, 4], table[:, 5], gap=relevance.gap),
+        unknown if relevance is None else _kept(table[:, 6:], gap=relevance.gap),
         clusters(groups)[group_of],
         # the last byte: `heldout_split` reads the first eight, and these halves must halve its held-out prompts
         np.array([key[-1] % 2 == 1 for key in keys], dtype=bool)[group_of],

@@ -1,7 +1,8 @@
 """The model behind a relevance gate, as a selection with the step `on_topic` uses it.
 
-The gate decides between two responses whose cosines with the prompt differ by more than a gap, for the nearer one. The reward
-decides between all others.
+The gate decides between a response that the step would keep and one that it would drop, and the reward between all others. The
+step compares each cosine with the second highest of its prompt's, or with the higher one of two: in a stress test, which has two
+responses, the nearer one is taken if their cosines differ by more than the gap.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from rm.evaluate.accuracy import similar_lengths
 from rm.evaluate.best_of_n import expected_best, gold_scores
 from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, Floats, clustered_means
-from rm.evaluate.comparisons import Comparisons, Relevance, clusters, correctness, join_gate, nearer
+from rm.evaluate.comparisons import Comparisons, Relevance, clusters, correctness, distances_behind, join_gate, nearer
 from rm.evaluate.stress import OTHER_PROMPT, SIMILAR_PROMPT, Duel, ScoreGroups, Stress, StressTest, stress_test
 from rm.preferences import Group
 
@@ -25,12 +26,15 @@ from rm.preferences import Group
 class Gated(Figures):
     """Figures of the model behind the gate, on the same comparisons, prompts and responses as those of the model alone.
 
-    Where a cosine is not known, the reward decides.
+    The reward decides a comparison or a stress test of a response without a cosine. In `best_of_all`, such a response is left
+    out, as by the step, unless no response to the prompt has one.
     """
 
     gap: float
+    unknown: int  # responses of the groups without a cosine
     comparisons: int
     decided: float  # share of the comparisons that the gate decides
+    nearer: Estimate  # accuracy of the nearer response on these
     accuracy: Estimate
     over_model: Estimate  # accuracy - that of the model alone, paired
     over_rule: Estimate  # accuracy - that of the nearer or longer response, paired
@@ -59,18 +63,23 @@ def behind_gate(
 ) -> Gated:
     """Compute the figures. `table` is that of the groups, with this relevance."""
     used = table[table.scored & ~table.tied]
-    signals = (join_gate(used.gate, used.gap), used.gap, used.nearer_or_longer)
+    signals = (join_gate(used.on_topic, used.gap), used.gap, used.nearer_or_longer)
     gated, model, rule = (correctness(signal, used.probability) for signal in signals)
     sides = np.column_stack([gated, gated - model, gated - rule])
     whole, over_model, over_rule = clustered_means(sides, used.cluster, bootstrap=bootstrap)
-    near = similar_lengths(used)
-    [matched] = clustered_means(gated[near][:, None], used.cluster[near], bootstrap=bootstrap)
+    decided = used.on_topic != 0
+    parts = (decided, similar_lengths(used))
+    nearest, matched = (
+        clustered_means(gated[part][:, None], used.cluster[part], bootstrap=bootstrap)[0] for part in parts
+    )
     duels = () if stressed is None else stressed.duels
     best, best_over_model = _best_of_all(groups, rewards, relevance, bootstrap) or (None, None)
     return Gated(
         gap=relevance.gap,
+        unknown=sum(int((~np.isfinite(np.asarray(one, dtype=np.float64))).sum()) for one in relevance.cosines),
         comparisons=len(used),
-        decided=float((used.gate != 0).mean()) if len(used) else math.nan,
+        decided=float(decided.mean()) if len(used) else math.nan,
+        nearer=nearest,
         accuracy=whole,
         over_model=over_model,
         over_rule=over_rule,
@@ -120,13 +129,3 @@ def on_topic(cosines: Floats, *, gap: float) -> NDArray[np.bool_]:
     cosine is known."""
     near = distances_behind(cosines) <= gap
     return near if near.any() else ~near
-
-
-def distances_behind(cosines: Floats) -> Floats:
-    """Return the distance of each response [K] behind the second most relevant one to its prompt, or behind the more relevant of
-    two; infinite for an unknown cosine."""
-    known = np.sort(cosines[np.isfinite(cosines)])
-    if not len(known):
-        return np.full(len(cosines), np.inf)
-    reference = known[-2] if len(known) > 2 else known[-1]
-    return np.where(np.isfinite(cosines), reference - cosines, np.inf)

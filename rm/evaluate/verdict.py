@@ -23,7 +23,7 @@ BETTER, AS_LENGTH, AS_CHANCE, WORSE, UNKNOWN = (
 
 @dataclass(frozen=True)
 class Part(Figures):
-    """Accuracy on some comparisons, and that of the better rule of length on the same comparisons."""
+    """Accuracy on some comparisons, and that of the best rule without a model on the same comparisons."""
 
     comparisons: int
     accuracy: Estimate
@@ -38,7 +38,7 @@ class Verdict(Figures):
 
     `verdict` is one of
 
-    - `better_than_length`: above chance, and above the better rule of length (so above both of them);
+    - `better_than_length`: above chance, and above the best rule of length or relevance (so above all of them);
     - `not_better_than_length`: above chance, and the interval of the difference to length holds 0;
     - `not_better_than_chance`: the interval of the accuracy holds 1/2;
     - `worse`: below chance, or above it and below length;

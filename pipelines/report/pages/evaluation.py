@@ -41,7 +41,7 @@ _PAGE = """\
 {% endblock %}
 """
 
-_NAMES = (("model", "model"), ("longer or shorter, the better one", "length"))
+_NAMES = (("model", "model"), ("the best rule without a model", "length"))
 _MOST_ROWS = 24
 
 
@@ -194,7 +194,7 @@ def _data_tables(document: Json) -> Iterator[dict[str, Any]]:
 
 def _accuracy_table(accuracy: Json) -> dict[str, Any]:
     counts = ("comparisons", "prompts", "n", "ties", "unscored")
-    rates = ("model", "longer or shorter", "difference", "lengths matched", "longer or shorter", "difference", "n")
+    rates = ("model", "best rule", "difference", "lengths matched", "best rule", "difference", "n")
     rows = (
         (
             label,

@@ -36,7 +36,7 @@ _TERMS = (  # term, pattern of its use, meaning
     ("prompt", r"\bprompts?\b", "All turns of a conversation before its last response."),
     ("random choice of equal size", r"random choice|\brandom\b", "A draw among all scored responses, with as many tokens (or characters) as were kept."),
     ("rejected", r"\brejected\b", "Read but not scored, for the reason given; in preferences, the response that was judged worse."),
-    ("relevance gate", r"relevance gate", "A choice of the nearer response, if the cosines of two with the prompt differ by more than a gap."),
+    ("relevance gate", r"relevance gate", "A rule before others: a response loses if its cosine with the prompt is lower than another's by more than a gap."),
     ("response", r"\bresponses?\b", "The last turn of a conversation, which is scored and selected."),
     ("reward", r"\brewards?\b", "The raw output of the reward model, higher is better; it has no unit, and its zero is arbitrary."),
     ("scored", r"\bscored\b", "Given a reward; every response that is read is scored or rejected."),

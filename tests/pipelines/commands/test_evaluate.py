@@ -122,7 +122,7 @@ def test_figures_are_those_of_a_plain_loop(bestkept, model, data, tmp_path):
     assert document["data"]["rejected"] == {"equal_sides": 1}
     assert document["model"]["max_length"] == 64
     sentence = document["verdict"]["sentence"]
-    for words in (sentence[:60], "longer or shorter", "rejected: equal_sides", "as it is", "evaluation.json"):
+    for words in (sentence[:60], "best rule", "rejected: equal_sides", "as it is", "evaluation.json"):
         assert words in out
     assert "origin human" not in out, "it would repeat the line of all"
 

@@ -13,7 +13,9 @@ from rm.evaluate import Bootstrap, Relevance, StressTest, evaluate
 from rm.evaluate.bootstrap import Estimate
 from rm.train import TrainResult
 
-LINE = "it is better behind the relevance gate: select=[{on_topic: {signal: relevance, gap: 0.2}}, ...]"
+RUN = "bestkept run, with signals.relevance and select=[{on_topic: {signal: relevance, gap: 0.2}}, ...]"
+LINE = f"it is better behind the relevance gate: {RUN}"
+APART = f"responses to other prompts lose more often behind the relevance gate: {RUN}"
 
 
 def evaluation_of(*, nearer_is_better):
@@ -31,6 +33,7 @@ def test_the_figures_are_compared_with_those_of_the_model_alone():
     table = list(rows(evaluation))
     assert [row[0] for row in table] == [
         "accuracy, %",
+        "accuracy where the gate decides, %",
         "accuracy over the nearer or longer response",
         "accuracy, lengths matched, %",
         "gold score of the best of all",
@@ -38,9 +41,10 @@ def test_the_figures_are_compared_with_those_of_the_model_alone():
     assert table[0][1].startswith("75.0 [")
     assert table[0][2] == "100.0 [100.0, 100.0]"
     assert table[0][3].startswith("+25.0 [+")
-    assert table[1][3].startswith("+37.5 [+"), "lengths are equal, and count half"
-    assert table[3][1:3] == ("1.750", "2.000 [2.000, 2.000]")
-    assert table[3][3].startswith("+0.250 [+")
+    assert table[1][1:] == ("", "100.0 [100.0, 100.0]", "")
+    assert table[2][3].startswith("+37.5 [+"), "lengths are equal, and count half"
+    assert table[4][1:3] == ("1.750", "2.000 [2.000, 2.000]")
+    assert table[4][3].startswith("+0.250 [+")
 
 
 def test_a_test_behind_the_gate_is_beside_that_of_the_model_alone():
@@ -54,6 +58,25 @@ def test_a_test_behind_the_gate_is_beside_that_of_the_model_alone():
     told = words(evaluation["gated"])
     assert "points against the model alone; the gate decides 25.0 % of comparisons" in told
     assert told.endswith(", and a response to a similar prompt loses in 99.0 [97.0, 100.0] %")
+
+
+def test_unknown_cosines_are_told():
+    """An embedding model that failed is not a gate without effect."""
+    gated = evaluation_of(nearer_is_better=True).to_json()["gated"]
+    assert "no cosine" not in title(gated) + words(gated)
+    gated["unknown"] = 1200
+    assert title(gated).endswith("of comparisons; 1,200 responses have no cosine)")
+    assert words(gated).endswith("; 1,200 responses have no cosine")
+    gated["unknown"] = 1
+    assert title(gated).endswith("; 1 response has no cosine)")
+
+
+def test_without_comparisons_there_are_no_figures():
+    groups, rewards = [group(k, [(0, 1)]) for k in range(4)], [[float("nan"), 0.0]] * 4
+    evaluation = evaluate(groups, rewards, bootstrap=Bootstrap(200), relevance=Relevance([[0.5, 0.1]] * 4, 0.2))
+    gated = evaluation.to_json()["gated"]
+    assert words(gated) == "no comparison could be scored"
+    assert title(gated) == "behind the relevance gate (gap 0.2)"
 
 
 @pytest.mark.parametrize(("nearer_is_better", "lines"), [(True, [LINE]), (False, [])])
@@ -79,21 +102,35 @@ def estimate(low, high):
 
 
 @pytest.mark.parametrize(
-    ("over_model", "alone", "gated", "advised"),
+    ("over_model", "alone", "gated", "best", "lines"),
     [
-        ((0.01, 0.05), None, None, True),
-        ((0.0, 0.05), None, None, False),
-        ((-0.01, 0.05), (0.4, 0.6), (0.7, 0.9), True),
-        ((-0.01, 0.05), (0.4, 0.7), (0.7, 0.9), False),
-        ((-0.05, -0.01), (0.4, 0.6), (0.7, 0.9), False),  # better in tests, but worse by judgements
-        ((None, None), (0.4, 0.6), (None, None), False),
+        ((0.01, 0.05), None, None, None, [LINE]),
+        ((0.0, 0.05), None, None, None, []),
+        ((-0.01, 0.05), (0.4, 0.6), (0.7, 0.9), None, [APART]),
+        ((-0.01, 0.05), (0.4, 0.7), (0.7, 0.9), None, []),
+        ((-0.05, -0.01), (0.4, 0.6), (0.7, 0.9), None, []),
+        ((None, None), (0.4, 0.6), (0.7, 0.9), None, [APART]),
+        ((None, None), (0.4, 0.6), (None, None), None, []),
+        ((0.01, 0.05), None, None, (-0.3, -0.1), []),
+        ((-0.01, 0.05), (0.4, 0.6), (0.7, 0.9), (-0.3, -0.1), []),
+        ((-0.01, 0.05), None, None, (0.1, 0.3), [LINE]),
+        ((-0.05, -0.01), None, None, (0.1, 0.3), []),
+        ((0.01, 0.05), None, None, (None, None), [LINE]),
     ],
 )
-def test_the_gate_is_advised_by_what_is_shown(over_model, alone, gated, advised):
+def test_the_gate_is_advised_by_what_is_shown(over_model, alone, gated, best, lines):
     evaluation = evaluation_of(nearer_is_better=False).to_json()
-    evaluation["gated"]["over_model"] = {"value": 0.0, "low": over_model[0], "high": over_model[1]}
+    evaluation["gated"]["over_model"] = {"low": over_model[0], "high": over_model[1]}
+    evaluation["gated"]["best_over_model"] = best and {"low": best[0], "high": best[1]}
     if alone is not None:
         test = {"name": "similar_prompt", "prompts": 50}
         evaluation["stress"] = {"tests": [{**test, "preferred": estimate(*alone)}]}
         evaluation["gated"]["similar_prompt"] = {**test, "preferred": {"low": gated[0], "high": gated[1]}}
-    assert list(advice(evaluation)) == [LINE] * advised
+    assert list(advice(evaluation)) == lines
+
+
+def test_the_gap_advised_is_not_rounded():
+    evaluation = evaluation_of(nearer_is_better=True).to_json()
+    evaluation["gated"]["gap"] = 0.123456789
+    [line] = advice(evaluation)
+    assert "gap: 0.123456789}" in line

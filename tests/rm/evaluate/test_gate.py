@@ -14,7 +14,8 @@ from support.selection_tables import candidates
 from pipelines.select.on_topic import behind_others
 from rm.conversations import response_hash
 from rm.evaluate import Bootstrap, Relevance, evaluate, measure_relevance, stress
-from rm.evaluate.gate import distances_behind, on_topic
+from rm.evaluate.comparisons import distances_behind
+from rm.evaluate.gate import on_topic
 from rm.preferences import Edge, Group
 
 FAST = Bootstrap(resamples=100)
@@ -52,11 +53,13 @@ def test_comparisons_equal_a_plain_loop(data):
             matched.append(gated[-1])
     got = gated_of(groups, rewards, cosines, gap=gap)
     assert (got.gap, got.comparisons) == (gap, len(gated))
+    assert got.unknown == sum(math.isnan(near) for pair in cosines for near in pair)
     expected = {
         "decided": decided,
         "accuracy": gated,
         "over_model": np.subtract(gated, alone),
         "over_rule": np.subtract(gated, rule),
+        "nearer": [right for right, by_gate in zip(gated, decided, strict=True) if by_gate],
         "matched": matched,
     }
     for name, values in expected.items():
@@ -71,7 +74,7 @@ def test_comparisons_by_hand():
     rewards = [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [2.0, 2.0]]
     cosines = [[0.1, 0.5], [0.5, 0.5], [0.9, 0.5], [0.5, 0.7]]  # 0.2 apart is not more than 0.2
     got = gated_of(groups, rewards, [np.float64(one) for one in cosines], gap=0.25)
-    assert (got.decided, got.accuracy.value) == (0.5, (0 + 0 + 1 + 0.5) / 4)
+    assert (got.decided, got.accuracy.value, got.nearer.value) == (0.5, (0 + 0 + 1 + 0.5) / 4, 0.5)
     assert got.over_model.value == (-1 + 0 + 1 + 0) / 4
     assert got.over_rule.value == 0.5 / 4  # the longer one is wrong where the gate is silent
     assert math.isnan(got.matched.value)
@@ -87,6 +90,37 @@ def test_without_relevance_there_is_no_gate_and_unknown_cosines_change_nothing()
     unknown = gated_of(groups, rewards, [[math.nan, 0.5], [math.nan] * 2] * 2, gap=0.0)
     assert (unknown.accuracy, unknown.decided) == (alone.model, 0.0)
     assert unknown.over_model == (0.0, 0.0, 0.0)
+
+
+def test_comparisons_are_gated_as_the_step_on_topic_gates_the_whole_group():
+    """The first response is 0.3 nearer than both others; the second most relevant one is the reference, so none is dropped."""
+    groups = [group(k, [(0, 1)], responses=3) for k in range(2)]
+    got = gated_of(groups, [[0.0, 1.0, 0.5]] * 2, [[0.9, 0.6, 0.6]] * 2, gap=0.25)
+    assert (got.decided, got.accuracy.value) == (0.0, 0.0)
+    foreign = gated_of(groups, [[0.0, 1.0, 0.5]] * 2, [[0.9, 0.2, 0.6]] * 2, gap=0.25)
+    assert (foreign.decided, foreign.accuracy.value) == (1.0, 1.0)
+    unscored = gated_of(groups, [[0.0, 1.0, math.nan]] * 2, [[0.9, 0.6, 0.6]] * 2, gap=0.25)
+    assert (unscored.decided, unscored.accuracy.value) == (1.0, 1.0), "a selection has scored responses only"
+
+
+@given(st.data())
+def test_comparisons_within_groups_equal_the_step(data):
+    gap = data.draw(GAPS)
+    groups, rewards, cosines, expected = [], [], [], []
+    for number in range(data.draw(st.integers(1, 3))):
+        k = data.draw(st.integers(2, 5))
+        edges = [(i, j) for i in range(k) for j in range(k) if i < j]
+        groups.append(group(number, edges, responses=k))
+        rewards.append(data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=k, max_size=k)))
+        cosines.append(data.draw(st.lists(COSINES, min_size=k, max_size=k)))
+        table = candidates([(1, 0, 0.0, n, 0, 0, n, 0) for n in range(k)])
+        behind = behind_others(table.with_values({"near": np.array(cosines[-1], dtype=np.float32)}), "near")
+        for i, j in edges:
+            known = math.isfinite(cosines[-1][i]) and math.isfinite(cosines[-1][j])
+            kept = int(behind[i] <= gap) - int(behind[j] <= gap) if known else 0
+            expected.append((kept != 0, half(kept or rewards[-1][i] - rewards[-1][j])))
+    got = gated_of(groups, rewards, cosines, gap=gap)
+    assert (got.decided, got.accuracy.value) == pytest.approx(tuple(np.mean(expected, axis=0)))
 
 
 @given(st.lists(st.lists(COSINES | st.floats(-1, 1, width=32), min_size=1, max_size=6), min_size=1, max_size=4), GAPS)
