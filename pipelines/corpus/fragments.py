@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import xxhash
@@ -96,27 +96,9 @@ class Fragment:
         return digest.hexdigest()
 
 
-def read_fragments(
-    file: InputFile,
-    unit: Unit,
-    mapping: RowMapping,
-    *,
-    rows_per_fragment: int,
-    max_row_bytes: int,
-    as_planned: bool = False,
-    beside: Sequence[str] = (),
-) -> Iterator[Fragment]:
-    """Stream a unit as fragments, see `read_raw_fragments`."""
-    for raw in read_raw_fragments(
-        file,
-        unit,
-        mapping,
-        rows_per_fragment=rows_per_fragment,
-        max_row_bytes=max_row_bytes,
-        as_planned=as_planned,
-        beside=beside,
-    ):
-        yield raw.parse(mapping)
+def read_fragments(file: InputFile, unit: Unit, mapping: RowMapping, **settings: Any) -> Iterator[Fragment]:
+    """Stream a unit as fragments; `settings` are those of `read_raw_fragments`."""
+    return (raw.parse(mapping) for raw in read_raw_fragments(file, unit, mapping, **settings))
 
 
 def read_raw_fragments(

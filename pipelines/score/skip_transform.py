@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def skip_or_raise(file_number: int, error: UnreadableError, limits: Limits, *, is_logged: bool = False) -> Any:
     """The element of a step's output `skipped` for a file that cannot be read; raises the error if `limits` do not allow files
-    to be skipped. With `is_logged`, another call logs it."""
+    to be skipped. With `is_logged`, it has been logged before."""
     if not limits.skip_bad_files:
         raise error
     if not is_logged:

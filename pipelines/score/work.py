@@ -176,7 +176,7 @@ def stripe(pieces: Iterable[WorkPiece], workers: int) -> list[WorkPiece]:
     a whole unit at the end.
 
     No stripe is more than half of a worker's share of the remaining work (guided self-scheduling, Polychronopoulos and Kuck
-    1987). Each worker decodes the units of its stripes once, so few units are striped; the last stripes are smallest.
+    1987). Each worker that gets a stripe decodes the whole unit, so few units are striped; the last stripes are smallest.
     """
     ordered = largest_first(pieces)
     left_bytes = sum(piece.stored_bytes for piece in ordered)

@@ -99,14 +99,14 @@ def accuracy_row(name: str, table: Comparisons, *, bootstrap: Bootstrap, among: 
     used = table[table.scored & ~table.tied]
     model = correctness(used.gap, used.probability)
     longer = correctness(used.length[:, 0] - used.length[:, 1], used.probability)
-    gated = None if np.isnan(used.nearer).any() else correctness(used.nearer_or_longer, used.probability)
-    whole = _against_length(model, longer, gated, cluster=used.cluster, bootstrap=bootstrap, among=among)
-    near = similar_lengths(used)
+    nearer_or_longer = None if np.isnan(used.nearer).any() else correctness(used.nearer_or_longer, used.probability)
+    whole = _against_length(model, longer, nearer_or_longer, cluster=used.cluster, bootstrap=bootstrap, among=among)
+    similar = similar_lengths(used)
     matched = _against_length(
-        model[near],
-        longer[near],
-        None if gated is None else gated[near],
-        cluster=used.cluster[near],
+        model[similar],
+        longer[similar],
+        None if nearer_or_longer is None else nearer_or_longer[similar],
+        cluster=used.cluster[similar],
         bootstrap=bootstrap,
         among=among,
     )
@@ -120,7 +120,7 @@ def accuracy_row(name: str, table: Comparisons, *, bootstrap: Bootstrap, among: 
         rule=whole.rule,
         length=whole.length,
         difference=whole.difference,
-        matched_comparisons=int(near.sum()),
+        matched_comparisons=int(similar.sum()),
         matched=matched.model,
         matched_rule=matched.rule,
         matched_length=matched.length,
@@ -142,11 +142,13 @@ class _AgainstLength(NamedTuple):
 
 
 def _against_length(
-    model: Floats, longer: Floats, gated: Floats | None, *, cluster: Ints, bootstrap: Bootstrap, among: int
+    model: Floats, longer: Floats, nearer_or_longer: Floats | None, *, cluster: Ints, bootstrap: Bootstrap, among: int
 ) -> _AgainstLength:
     """Compare correctness [C] of the model with that of the best rule: the longer response, the shorter one, or, if relevance is
     known, the nearer or longer one."""
-    rules = {"longer": longer, "shorter": 1.0 - longer} | ({} if gated is None else {"nearer or longer": gated})
+    rules = {"longer": longer, "shorter": 1.0 - longer}
+    if nearer_or_longer is not None:
+        rules["nearer or longer"] = nearer_or_longer
     columns = np.column_stack([model, *rules.values(), *(model - one for one in rules.values())])
     resampled = resample(columns, cluster, bootstrap=bootstrap)
     best = int(np.argmax(resampled.means[1 : 1 + len(rules)]))
