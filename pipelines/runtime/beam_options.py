@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
+from apache_beam.runners.worker.statesampler import DEFAULT_SAMPLING_PERIOD_MS, StateSampler
 
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError, UnknownOptionError
@@ -26,6 +27,7 @@ from pipelines.runtime.machine import check_workers
 
 log = logging.getLogger(__name__)
 
+_SAMPLING_PERIOD_MS = 10
 _REFUSED_FLAGS = {
     "runner": "choose the runner in the configuration: runner.name=DataflowRunner",
     "direct_running_mode": "its multi_threading and multi_processing modes lose data; local runs are in memory",
@@ -130,6 +132,7 @@ def requested_machine(config: RunnerConfig, flags: Sequence[str]) -> RequestedMa
 def make_runner(config: RunnerConfig) -> Any:
     """Return the runner of a configuration; local means `FnApiRunner`, in memory."""
     if config.name == "local":
+        _sample_states_often()
         return FnApiRunner()
     try:
         return create_runner(config.name)
@@ -138,6 +141,17 @@ def make_runner(config: RunnerConfig) -> Any:
         raise ConfigError(
             f"runner.name {config.name} cannot be used here ({type(error).__name__}); {remedy}"
         ) from error
+
+
+def _sample_states_often() -> None:
+    """Shorten the period in which Beam samples what a stage of this process does, from 200 ms.
+
+    Each stage ends only when the sampling thread wakes up: about a tenth of the time of a selection. A Beam version whose sampler
+    has other arguments keeps its own period.
+    """
+    sampler: Any = StateSampler.__init__
+    if sampler.__defaults__ == (DEFAULT_SAMPLING_PERIOD_MS,):
+        sampler.__defaults__ = (_SAMPLING_PERIOD_MS,)
 
 
 class _Options(PipelineOptions):  # type: ignore[misc]

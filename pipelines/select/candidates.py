@@ -30,8 +30,8 @@ class Labels:
     codes: npt.NDArray[np.int32]
     values: tuple[str, ...]
 
-    def take(self, chosen: npt.NDArray[np.generic]) -> Labels:
-        return Labels(self.codes[chosen], self.values)
+    def take(self, positions: Positions) -> Labels:
+        return Labels(self.codes.take(positions), self.values)
 
     def equal(self, value: str) -> Mask:
         """The mask of the rows with this text."""
@@ -106,21 +106,20 @@ class Candidates:
 
     def take(self, chosen: npt.NDArray[np.generic]) -> Candidates:
         """The entries at these positions, or under this mask."""
-        if chosen.dtype == bool:
-            chosen = np.flatnonzero(chosen)
+        positions = np.flatnonzero(chosen) if chosen.dtype == bool else np.asarray(chosen, dtype=np.intp)
         columns: dict[str, Any] = {}
         for name in COLUMN_NAMES:
             column = getattr(self, name)
             if column.strides == (0,) and len(column):  # a single value for all rows takes no memory, also after this
-                columns[name] = np.broadcast_to(column[:1], (len(chosen),))
+                columns[name] = np.broadcast_to(column[:1], (len(positions),))
             elif name == "raw" and column is self.reward:
                 columns[name] = columns["reward"]
             else:
-                columns[name] = column[chosen]
+                columns[name] = column.take(positions)
         return Candidates(
             **columns,
-            labels={name: labels.take(chosen) for name, labels in self.labels.items()},
-            values={name: column[chosen] for name, column in self.values.items()},
+            labels={name: labels.take(positions) for name, labels in self.labels.items()},
+            values={name: column.take(positions) for name, column in self.values.items()},
         )
 
     def with_values(self, values: Mapping[str, npt.NDArray[Any]]) -> Candidates:

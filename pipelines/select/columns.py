@@ -141,6 +141,13 @@ def total_size(candidates: Candidates, needs: Needs) -> int:
     return int(sizes_of(candidates, needs).sum(dtype=np.int64))
 
 
+def keep_needed(candidates: Candidates, needs: Needs) -> Candidates:
+    """The same rows with only those labels and values that `needs` names."""
+    labels = {name: candidates.labels[name] for name in needs.labels}
+    values = {name: candidates.values[name] for name in (*needs.values, *needs.marks, *needs.computed)}
+    return replace(candidates, labels=labels, values=values)
+
+
 def concatenate(parts: Sequence[Candidates], needs: Needs) -> Candidates:
     """All parts one after the other."""
     if len(parts) == 1:

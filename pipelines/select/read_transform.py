@@ -16,7 +16,7 @@ from pipelines.score.ngram_hits import count_hits, hits_column
 from pipelines.score.rejected import rejected_rows
 from pipelines.score.score_files import ScoreFile
 from pipelines.select.candidates import Candidates
-from pipelines.select.columns import concatenate, pack, score_columns, scores_to_candidates, sizes_of
+from pipelines.select.columns import concatenate, keep_needed, pack, score_columns, scores_to_candidates, sizes_of
 from pipelines.select.length_correction import HashSample
 from pipelines.select.prefilter import shrink
 from pipelines.select.selection import Selection, apply_early_steps
@@ -62,7 +62,7 @@ class ReadScores(ThreadedDoFn):
         scores = score_files.read_joined(descriptor, list(dict.fromkeys([*columns, *extra])))
         everything = scores_to_candidates(scores, file=descriptor.file, unit=footer.unit, needs=needs)
         candidates, counts = apply_early_steps(everything, self._selection, sides, until=len(self._selection.steps))
-        candidates = self._selection.early_parts.evaluate(candidates)
+        candidates = keep_needed(self._selection.early_parts.evaluate(candidates), self._selection.needs.read)
         outputs = [TaggedOutput("fragments", (descriptor.file, FragmentFacts.of(descriptor).to_bytes()))]
         if footer.rejected:
             rejected = to_ipc(rejected_rows(scores, footer.unit_start))

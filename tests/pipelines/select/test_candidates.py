@@ -9,8 +9,8 @@ import pytest
 from support.selection_tables import candidates
 
 from pipelines.select import candidates as module
-from pipelines.select.candidates import Candidates, pack_places, place_order
-from pipelines.select.columns import Needs, concatenate
+from pipelines.select.candidates import Candidates, Labels, pack_places, place_order
+from pipelines.select.columns import Needs, concatenate, keep_needed
 
 
 def table() -> Candidates:
@@ -108,6 +108,18 @@ def test_a_single_value_for_all_rows_of_all_parts_takes_no_memory_after_concaten
     assert np.array_equal(different.unit, np.repeat([3, 3, 4], len(table())))
     assert all(np.array_equal(getattr(same, name), np.tile(getattr(table(), name), 2)) for name in ("row", "reward"))
     assert len(concatenate([empty, empty], needs)) == 0
+
+
+def test_what_only_early_steps_read_is_not_kept():
+    labels = {name: Labels(np.zeros(len(table()), dtype=np.int32), ("a",)) for name in ("source", "topic")}
+    values = {name: np.full(len(table()), at, dtype=np.float32) for at, name in enumerate(("x", "y", "done", "sum"))}
+    rows = replace(table(), labels=labels, values=values)
+    kept = keep_needed(rows, Needs(labels=("topic",), values=("y",), marks=("done",), computed=("sum",)))
+    assert [*kept.labels] == ["topic"]
+    assert {name: column.tolist() for name, column in kept.values.items()} == {
+        name: values[name].tolist() for name in ("y", "done", "sum")
+    }
+    assert kept.reward is rows.reward
 
 
 def test_columns_that_rules_compute_are_not_shuffled_before_the_rules():
