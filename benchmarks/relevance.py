@@ -23,12 +23,13 @@ from support.harness import data_file, finish, minilm, options
 
 from pipelines.config.prompt_rules import OnTopic
 from pipelines.select.candidates import Candidates, zero_columns
-from pipelines.select.on_topic import Distances, SettledGap, foreign_column, on_topic, settle_gap
+from pipelines.select.on_topic import foreign_column, measure_distances, on_topic
 from rm.checkpoint.embedding_config import read_embedding
 from rm.conversations import count_characters, from_prompt
 from rm.embedder import Embedder
 from rm.evaluate import Bootstrap, paired_difference
 from rm.preferences.similar import similar_prompts
+from rm.relevance_gap import SettledGap, settle_gap
 
 GAPS = (0.1, 0.15, 0.2, 0.25, 0.3)
 
@@ -107,7 +108,7 @@ def tabulate(prompts: Sequence[str], texts: Sequence[Sequence[str]], vectors: Ma
 
 def measure(table: Candidates, own: np.ndarray, gold: np.ndarray, *, planted: bool) -> dict[str, float]:
     """The figures of the choice by length, without a gate and behind each."""
-    settled = settle_gap(Distances.of(table, "relevance"), OnTopic())
+    settled = settle_gap(measure_distances(table, "relevance"), OnTopic().max_touched)
     figures = {
         "auto_gap": settled.gap,
         "auto_caught": 100 * (settled.caught or 0),

@@ -1,15 +1,17 @@
 """Cures for a model that has learnt length instead of the prompt, compared with plain training on the same prompts.
 
     python benchmarks/robustness.py [--quick] [--json] [--only scores votes pairs] [--seeds 0 1 2]
-                                    [--layers 6] [--gap 0.2] [--settings train.epochs=1 ...]
+                                    [--layers 6] [--gap auto] [--settings train.epochs=1 ...]
 
 The corpora, backbone and settings are those of `judgements.py`: 30 % of the prompts are held out. The figures for each
 training are held-out accuracy, also on pairs of similar length; the stress tests, as shares of held-out prompts in which the
 response from the data has the higher reward; the rank correlation of rewards with those under an empty prompt; and the gold
 score of the best of 16, if there is one. The `gated` figures are those of the model behind a relevance gate: untrained MiniLM
-decides where its cosines differ by more than `--gap`, and `gated_decided_nearer` is the accuracy of the nearer response there.
+decides where its cosines differ by more than `--gap`, which is settled on the held-out responses by default.
+`gated_decided_nearer` is the accuracy of the nearer response there, and `gated_caught` the share of responses to other prompts
+beyond the gap.
 `length` is the best of the longer, the shorter, and the nearer or longer response. Figures are means over seeds, in percent
-except correlations and gold scores. All of them take about three hours on 2 cores; with `--layers 2 --settings
+except gaps, correlations and gold scores. All of them take about three hours on 2 cores; with `--layers 2 --settings
 model.max_length=192 stress.prompts=100`, rough figures take minutes.
 """
 
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--layers", type=int, default=6, help="of MiniLM's six, the first so many")
-    parser.add_argument("--gap", type=float, default=0.2, help="of cosines, beyond which the nearer response wins")
+    parser.add_argument("--gap", default="auto", help="of cosines, beyond which the nearer response wins")
     parser.add_argument("--settings", nargs="+", default=[], help="more settings for every way, as key=value")
     args = parser.parse_args()
     names = args.only or (["votes"] if args.quick else ["scores", "votes", "pairs"])
@@ -83,7 +85,8 @@ def measure(kind: Kind, way: tuple[str, ...], seed: int, *, quick: bool) -> dict
 
 def behind_gate(gated: Gated) -> dict[str, float]:
     """Return what the gate changes."""
-    figures = {"decided": 100 * gated.decided, "decided_nearer": 100 * gated.nearer.value}
+    figures = {"gap": gated.gap, "caught": 100 * (math.nan if gated.caught is None else gated.caught)}
+    figures |= {"decided": 100 * gated.decided, "decided_nearer": 100 * gated.nearer.value}
     figures["accuracy"] = 100 * gated.accuracy.value
     figures |= {"over_model": 100 * gated.over_model.value, "over_rule": 100 * gated.over_rule.value}
     figures["lengths_matched"] = 100 * gated.matched.value

@@ -200,6 +200,11 @@ class Embedder(ForwardLoop):
         return Launched(copied, Work(len(members), tokens, computed, computed - tokens, flops, peak, 0.0), started)
 
 
+def cosines_of(scores: Sequence[GroupScores]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the cosines that `Embedder.score` measured: of each group's responses, and of responses to another prompt."""
+    return [one.rewards for one in scores], [one.outputs[FOREIGN] for one in scores]
+
+
 def refuse_relevance(path: str, *, revision: str | None, max_length: int | None, **_: Any) -> None:
     """Raise `ModelError` before the work begins if the embedding model of the evaluation cannot be read."""
     try:

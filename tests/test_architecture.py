@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = "score < select < export, report < finish"
 PIPELINES = f"errors < config, storage < corpus, runtime < plan < {STAGES} < curate < commands < cli"
 RM = (
-    "hash_cache, messages, splits, transcripts < repeats < conversations, identity < "
+    "hash_cache, messages, relevance_gap, splits, transcripts < repeats < conversations, identity < "
     "calibration_record, text, checkpoint, engine, preferences < scores, together < batches, forwards, scorer_memory < "
     "scorer, embedder, preview, evaluate < closing_token, dry_run, train, trial"
 )
@@ -25,6 +25,8 @@ BEAM = {"pipelines.curate", "pipelines.score.load_model"}
 JOINS_TRANSFORMS = {"pipelines.curate", "pipelines.commands.explain.explain_transform"}
 # torch, or a driver that not everybody has: imported inside the functions that use it.
 HEAVY = ("rm", "huggingface_hub", "gcsfs", "google_crc32c", "aiohttp")
+# What a worker without a model imports of rm.
+LIGHT = ("rm.conversations", "rm.relevance_gap")
 # Import inside functions: each command loads what it needs, and a worker answers before it loads Beam.
 LATE = ("cli", "commands", "pipelines.score.workers.worker")
 
@@ -105,8 +107,8 @@ def violations(root: Path = ROOT) -> Iterator[str]:
                 yield f"{arrow}: not below it"
             if of_stage and source not in JOINS_TRANSFORMS:
                 yield f"{arrow}: only curate.py joins transforms"
-        if package == "pipelines" and top == "rm" and not in_function and target != "rm.conversations":
-            yield f"{arrow}: only rm.conversations is imported at the top"
+        if package == "pipelines" and top == "rm" and not in_function and target not in LIGHT:
+            yield f"{arrow}: only {' and '.join(LIGHT)} are imported at the top"
         if in_function and package == "pipelines" and not {stage, source} & {*LATE} and top not in HEAVY:
             yield f"{arrow}: imported inside a function"
 
@@ -148,7 +150,7 @@ PLANTED = {
     "pipelines/export/bad.py": ("import apache_beam as beam", "Beam only in"),
     "pipelines/report/bad.py": ("import torch", "only rm imports torch"),
     "pipelines/finish/bad.py": ("def f():\n    import json", "inside a function"),
-    "pipelines/score/bad.py": ("from rm.scorer import Scorer", "only rm.conversations is imported at the top"),
+    "pipelines/score/bad.py": ("from rm.scorer import Scorer", "are imported at the top"),
     "pipelines/commands/bad.py": ("def f():\n    from bestkept import train", "above the others"),
     "rm/bad.py": ("import pipelines.plan", "rm knows neither"),
     "rm/text/bad.py": ("from rm.scorer import Scorer", "not below it in rm"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from rm.evaluate import Evaluation, Relevance, Stress
     from rm.preferences import Group
     from rm.scorer import GroupScores, Scorer, Work
+
+log = logging.getLogger(__name__)
+
+_GATE = {"gap", "max_touched"}  # the settings of a gate, not of its embedding model
 
 Showing = Callable[[int], AbstractContextManager[Callable[["Work"], None]]]
 """Takes the number of responses, and gives a body the function that it reports each batch to, such as `showing_batches`."""
@@ -99,7 +104,7 @@ def evaluate_model(config: EvaluateConfig, showing: Showing, working: Working = 
         directory = whole_directory(config.model.path, config.model.revision)
     try:
         if config.relevance is not None:
-            refuse_relevance(**config.relevance.model_dump(exclude={"gap"}))
+            refuse_relevance(**config.relevance.model_dump(exclude=_GATE))
         with reporting_broken_devices():
             scored = _score(config, directory, groups, showing, working)
     except ModelError as error:
@@ -229,28 +234,37 @@ def _score(
     )
     relevance, cut = None, 0
     if config.relevance is not None:
-        relevance, cut = _measure_relevance(config.relevance, groups, stressed, showing)
+        rewards = [one.rewards for one in scores]
+        relevance, cut = _measure_relevance(config.relevance, groups, rewards, stressed, showing)
     return _ScoredGroups(scores, stressed, scorer.template.max_length, dtype, relevance, cut)
 
 
 def _measure_relevance(
-    settings: RelevanceConfig, groups: Sequence[Group], stressed: Stress | None, showing: Showing
-) -> tuple[Relevance, int]:
+    settings: RelevanceConfig,
+    groups: Sequence[Group],
+    rewards: Sequence[npt.NDArray[np.float32]],
+    stressed: Stress | None,
+    showing: Showing,
+) -> tuple[Relevance | None, int]:
     """Return the cosines of prompts and responses, and the number of responses in the groups that are only read in part."""
-    from rm.embedder import Embedder
-    from rm.evaluate import measure_relevance
+    from rm.embedder import Embedder, cosines_of
+    from rm.evaluate import UNSETTLED, measure_relevance
 
-    embedder = Embedder.open(**settings.model_dump(exclude={"gap"}))
+    embedder = Embedder.open(**settings.model_dump(exclude=_GATE))
     cut = []
 
-    def score(asked: Sequence[tuple[Conversation, Sequence[str]]]) -> list[npt.NDArray[np.float32]]:
-        with showing(sum(len(responses) for _, responses in asked)) as report:
+    def measure(asked: Sequence[tuple[Conversation, Sequence[str]]]) -> Any:
+        with showing(sum(1 + len(responses) for _, responses in asked)) as report:  # prompts are embedded, too
             embedder.on_batch = report
             scores = embedder.score(asked)
         cut.append(sum(int(one.truncated.sum()) for one in scores))
-        return [one.rewards for one in scores]
+        return cosines_of(scores)
 
-    return measure_relevance(groups, stressed, score, gap=settings.gap), cut[0]
+    gate = settings.model_dump(include=_GATE)
+    relevance = measure_relevance(groups, rewards, stressed, measure, **gate)
+    if relevance is None:
+        log.warning(UNSETTLED)
+    return relevance, cut[0]
 
 
 def _temperature_directory(config: EvaluateConfig) -> Path | None:

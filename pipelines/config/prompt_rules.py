@@ -125,7 +125,22 @@ class DropPrompts(Strict):
         return {name: value["quantile"] for name, value in values.items() if isinstance(value, dict)}
 
 
-class OnTopic(Strict):
+class RelevanceGate(Strict):
+    gap: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    """Responses whose relevance is lower by more than this are dropped. `auto`: the smallest gap, in steps of 1/1024, at
+    which at most `max_touched` of the responses that answer their prompts are dropped. How many do not answer, and how many
+    of these the gap catches, is estimated from the cosines of prompts with responses to other prompts, which an embedding
+    model provides."""
+    max_touched: float = Field(default=0.01, gt=0.0, lt=1.0)
+    """With `gap: auto`: maximum share of the responses that answer their prompts and are nevertheless dropped."""
+
+    @model_validator(mode="after")
+    def _touches_by_itself(self) -> RelevanceGate:
+        refuse_unused(self, {"max_touched"}, used=self.gap == "auto", by="gap: auto")
+        return self
+
+
+class OnTopic(RelevanceGate):
     """Drop responses that are far less relevant to their prompt than its others, regardless of their reward. Each is compared
     with the second most relevant response to the prompt (of two, with the more relevant one), so that a response that repeats
     the prompt makes no other look off topic. If all responses are on topic, nothing is dropped. A response whose relevance is
@@ -133,18 +148,6 @@ class OnTopic(Strict):
 
     signal: str = "relevance"
     """The name of the signal, one of `signals`: usually that of an embedding model."""
-    gap: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | Literal["auto"] = "auto"
-    """Responses whose relevance is lower by more than this are dropped. `auto`: the smallest gap, in steps of 1/1024, at
-    which at most `max_touched` of the corpus's responses that answer their prompts are dropped. How many do not answer, and
-    how many of these the gap catches, is estimated from the cosines of prompts with responses to other prompts, which an
-    embedding model's signal provides."""
-    max_touched: float = Field(default=0.01, gt=0.0, lt=1.0)
-    """With `gap: auto`: maximum share of the responses that answer their prompts and are nevertheless dropped."""
-
-    @model_validator(mode="after")
-    def _touches_by_itself(self) -> OnTopic:
-        refuse_unused(self, {"max_touched"}, used=self.gap == "auto", by="gap: auto")
-        return self
 
     def check(self, signals: Sequence[str]) -> None:
         """Raise `ValueError` if the signal is none of these."""

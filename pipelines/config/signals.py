@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.base import PathText, Strict
 from pipelines.config.model import ModelConfig
+from pipelines.config.prompt_rules import RelevanceGate
 
 _COLUMN_VERSION = 1
 """Increased by hand whenever the same column value becomes a different number."""
@@ -44,10 +45,8 @@ class EmbeddingConfig(Strict):
         return path
 
 
-class RelevanceConfig(EmbeddingConfig):
-    gap: float = Field(default=0.2, ge=0.0, allow_inf_nan=False)
-    """The difference of cosines with the prompt beyond which relevance decides, before length and, as the `gap` of the step
-    `on_topic`, before the reward."""
+class RelevanceConfig(RelevanceGate, EmbeddingConfig):
+    """An embedding model for a relevance gate, which decides before length, and before the reward as the step `on_topic` does."""
 
 
 class SignalConfig(Strict):

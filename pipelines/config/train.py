@@ -301,7 +301,7 @@ class TrainConfig(Strict):
     """An embedding model for a relevance gate. The verdict then compares the model alone with the best of the longer, the
     shorter, and the nearer or longer response: the one nearer to the prompt if the cosines of the two differ by more than `gap`.
     The model is also measured behind the gate: a response that the step `on_topic` would drop loses to one that it would keep,
-    and the reward decides between all others."""
+    and the reward decides between all others. `gap: auto` is settled on the evaluated responses."""
     model: BackboneConfig
     """The pretrained model that the reward model starts from."""
     train: TrainOptions = TrainOptions()

@@ -34,6 +34,8 @@ def units_of(evaluation: Json) -> dict[str, str]:
         "stress.tests": "share of prompts, 0 to 1",
         "stress.without_prompt": "correlation, -1 to 1",
         "gated.gap": "cosine, 0 to 2",
+        "gated.max_touched": "share of responses, 0 to 1",
+        "gated.caught": "share of responses to other prompts, 0 to 1",
         "gated.unknown": "responses",
         "gated.other_prompt": "share of prompts, 0 to 1",
         "gated.similar_prompt": "share of prompts, 0 to 1",
@@ -165,10 +167,7 @@ def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
         yield f"unscored: {reason}", f"{count:,}"
     yield "truncated", f"{document['truncated']:,}"
     if near := document.get("relevance"):
-        yield (
-            "relevance",
-            f"gap {near['gap']:g}; the embedding model reads only a part of {near['truncated']:,} responses or prompts",
-        )
+        yield "relevance", f"the embedding model reads only a part of {near['truncated']:,} responses or prompts"
     yield (
         "comparisons",
         f"{overall['comparisons']:,}, {overall['ties']:,} ties left out, {overall['unscored']:,} unscored",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipelines.config.prompt_rules import OnTopic
 from pipelines.report.stress import AGAINST
 from pipelines.report.text import number, number_interval, percent, percent_interval
 from pipelines.storage.canonical_json import Json
@@ -15,7 +16,8 @@ _TESTS = ("other_prompt", "similar_prompt")
 def title(gated: Json) -> str:
     """Return a heading with the gap, the share of comparisons that the gate decides, and the number of unknown cosines."""
     decides = f"; it decides {percent(gated['decided'])} % of comparisons" if gated["comparisons"] else ""
-    return f"behind the relevance gate (gap {gated['gap']:g}{decides}{_unknown(gated)})"
+    settled = "" if gated["max_touched"] is None else ", settled on these data"
+    return f"behind the relevance gate (gap {gated['gap']:.3g}{settled}{decides}{_unknown(gated)})"
 
 
 def rows(evaluation: Json) -> Iterator[tuple[str, str, str, str]]:
@@ -31,6 +33,8 @@ def rows(evaluation: Json) -> Iterator[tuple[str, str, str, str]]:
         if test := gated[name]:
             words = f"preferred to {AGAINST[name]}, %"
             yield words, percent_interval(tested[name]), percent_interval(test["preferred"]), ""
+    if gated["caught"] is not None:
+        yield "responses to other prompts beyond the gap, %", "", percent(gated["caught"]), ""
     if best := gated["best_of_all"]:
         over = gated["best_over_model"]
         alone = number(best["value"] - over["value"])
@@ -42,8 +46,10 @@ def words(gated: Json) -> str:
     line = "no comparison could be scored"
     if gated["comparisons"]:
         difference = percent_interval(gated["over_model"], sign=True)
-        line = f"{percent_interval(gated['accuracy'])}, {difference} points against the model alone; the gate decides "
-        line += f"{percent(gated['decided'])} % of comparisons"
+        line = (
+            f"{percent_interval(gated['accuracy'])}, {difference} points against the model alone; the gate, with a gap "
+        )
+        line += f"of {gated['gap']:.3g}, decides {percent(gated['decided'])} % of comparisons"
     if test := gated["similar_prompt"]:
         line += f", and {AGAINST['similar_prompt']} loses in {percent_interval(test['preferred'])} %"
     return line + _unknown(gated)
@@ -72,8 +78,15 @@ def advice(evaluation: Json | None) -> Iterator[str]:
     better = _above(low, 0.0) or _above(best["low"], 0.0)
     if better or apart:
         gain = "it is better" if better else "responses to other prompts lose more often"
-        step = f"select=[{{on_topic: {{signal: relevance, gap: {gated['gap']}}}}}, ...]"
+        step = f"select=[{{on_topic: {{signal: relevance{_setting(gated)}}}}}, ...]"
         yield f"{gain} behind the relevance gate: bestkept run, with signals.relevance and {step}"
+
+
+def _setting(gated: Json) -> str:
+    """Return the settings of the step that are not its defaults."""
+    if (touched := gated["max_touched"]) is None:
+        return f", gap: {gated['gap']}"
+    return "" if touched == OnTopic().max_touched else f", max_touched: {touched}"
 
 
 def _alone(evaluation: Json) -> dict[str, Json]:

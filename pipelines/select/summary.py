@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.score.exact_sum import ExactSum
 from pipelines.score.score_files import ScoreFile
 from pipelines.select.length_correction import HashSample, merge_samples
-from pipelines.select.on_topic import SettledGap
+from rm.relevance_gap import SettledGap
 
 
 class FragmentFacts(NamedTuple):

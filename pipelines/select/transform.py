@@ -36,7 +36,7 @@ from pipelines.select.columns import KeptUnit, Needs, pack, total_size, unpack
 from pipelines.select.corpus_standards import merge_moments, settle
 from pipelines.select.duplicates_transform import DropDuplicates
 from pipelines.select.length_correction import HashSample, fit, merge_samples
-from pipelines.select.on_topic import Distances, Settled, SettledGap, merge_distances, settle_gap
+from pipelines.select.on_topic import Settled, measure_distances
 from pipelines.select.prompt_limits import Quantiles
 from pipelines.select.read_transform import ReadScores
 from pipelines.select.rules import add_ranks, add_rivals
@@ -52,6 +52,7 @@ from pipelines.select.selection import (
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts, StepSum
 from pipelines.select.top import Cut, CutEdges, CutRule
 from pipelines.select.top_transform import FindCut, FindEdges, Loader
+from rm.relevance_gap import Distances, SettledGap, merge_distances, settle_gap
 
 _KEPT_ROWS = 1_000_000  # in one element
 _BUCKETS = 18  # of band hashes for each partition: a row has some 39 of 24 bytes
@@ -191,7 +192,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
         """The gap of step `number`, settled over all prompts."""
         counts = rows | f"MeasureGap{number}" >> beam.ParDo(MeasureGap(self.selection.needs, rule, number))
         merged = counts | f"MergeGap{number}" >> Gather(merge_distances)
-        gap = merged | f"SettleGap{number}" >> beam.Map(settle_gap, rule)
+        gap = merged | f"SettleGap{number}" >> beam.Map(settle_gap, rule.max_touched)
         cuts.update({number: (gap, gap)} if self.with_cuts else {})
         return gap
 
@@ -251,7 +252,7 @@ class MeasureGap(beam.DoFn):  # type: ignore[misc]
 
     def process(self, element: tuple[int, bytes]) -> Iterator[Distances]:
         with carrying_errors(), timing(self.step):
-            yield Distances.of(unpack([element[1]], self.needs), self.rule.signal)
+            yield measure_distances(unpack([element[1]], self.needs), self.rule.signal)
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from rm.evaluate.calibration import Bin, Calibration, Fit, FittedTemperature, ca
 from rm.evaluate.calibration_file import load_temperature, store_centring, store_offset, store_temperature
 from rm.evaluate.comparisons import Comparisons, Relevance, clusters, correctness, tabulate
 from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correlation, margin_bins
-from rm.evaluate.gate import Gated, behind_gate, measure_relevance
+from rm.evaluate.gate import UNSETTLED, Gated, behind_gate, measure_relevance
 from rm.evaluate.reward_bench import RewardBench2, reward_bench_2
 from rm.evaluate.stress import ScoreGroups, Stress, StressTest, stress
 from rm.evaluate.verdict import Verdict
@@ -106,6 +106,7 @@ def calibrate(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> Calibrat
 
 
 __all__ = [
+    "UNSETTLED",
     "Accuracy",
     "AccuracyRow",
     "BestOfNCurve",

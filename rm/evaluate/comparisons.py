@@ -79,6 +79,8 @@ class Relevance(NamedTuple):
     cosines: Sequence[ArrayLike]  # [K] for each group
     gap: float
     duels: Sequence[ArrayLike] = ()  # for each duel of the stress tests, in the order of its texts
+    max_touched: float | None = None  # by which the gap was settled; None if it was given
+    caught: float | None = None  # share of responses to other prompts that lie further behind than the gap
 
 
 def nearer(i: ArrayLike, j: ArrayLike, *, gap: float) -> Floats:
@@ -90,11 +92,16 @@ def nearer(i: ArrayLike, j: ArrayLike, *, gap: float) -> Floats:
 def distances_behind(cosines: Floats) -> Floats:
     """Return the distance of each response [K] behind the second most relevant one to its prompt, or behind the more relevant of
     two; infinite for an unknown cosine."""
-    known = np.sort(cosines[np.isfinite(cosines)])
+    known = cosines[np.isfinite(cosines)]
     if not len(known):
         return np.full(len(cosines), np.inf)
-    reference = known[-2] if len(known) > 2 else known[-1]
-    return np.where(np.isfinite(cosines), reference - cosines, np.inf)
+    return np.where(np.isfinite(cosines), reference_of(known) - cosines, np.inf)
+
+
+def reference_of(cosines: Floats) -> float:
+    """Return the cosine that those of a prompt's responses are compared with: the second highest, or the higher of two."""
+    known = np.sort(cosines)
+    return float(known[-2] if len(known) > 2 else known[-1])
 
 
 def _kept(behind: Floats, *, gap: float) -> Floats:

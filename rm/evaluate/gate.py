@@ -8,18 +8,40 @@ responses, the nearer one is taken if their cosines differ by more than the gap.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rm.conversations import Conversation
 from rm.evaluate.accuracy import similar_lengths
 from rm.evaluate.best_of_n import expected_best, gold_scores
 from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, Floats, clustered_means
-from rm.evaluate.comparisons import Comparisons, Relevance, clusters, correctness, distances_behind, join_gate, nearer
-from rm.evaluate.stress import OTHER_PROMPT, SIMILAR_PROMPT, Duel, ScoreGroups, Stress, StressTest, stress_test
+from rm.evaluate.comparisons import (
+    Comparisons,
+    Relevance,
+    clusters,
+    correctness,
+    distances_behind,
+    join_gate,
+    nearer,
+    reference_of,
+)
+from rm.evaluate.stress import OTHER_PROMPT, SIMILAR_PROMPT, Duel, Stress, StressTest, stress_test
 from rm.preferences import Group
+from rm.relevance_gap import Distances, settle_gap
+
+UNSETTLED = (
+    "relevance.gap is auto, and no prompt has two responses with a reward and a cosine; there are no figures behind the "
+    "relevance gate; set relevance.gap to a number to have them"
+)
+"""Why `measure_relevance` returns None."""
+MeasureCosines = Callable[
+    [Sequence[tuple[Conversation, Sequence[str]]]], tuple[Sequence[ArrayLike], Sequence[ArrayLike]]
+]
+"""Prompts with responses → the cosines [K] of each, and those [K] with as many responses to another prompt."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +53,8 @@ class Gated(Figures):
     """
 
     gap: float
+    max_touched: float | None  # by which the gap was settled; None if it was given
+    caught: float | None  # share of responses to other prompts beyond the gap; None if none are known
     unknown: int  # responses of the groups without a cosine
     comparisons: int
     decided: float  # share of the comparisons that the gate decides
@@ -45,11 +69,46 @@ class Gated(Figures):
     best_over_model: Estimate | None  # best_of_all - that of the choice by reward alone, paired
 
 
-def measure_relevance(groups: Sequence[Group], stressed: Stress | None, score: ScoreGroups, *, gap: float) -> Relevance:
-    """Measure the cosines, which `score` returns, of the groups and of the stress tests that a gate takes part in."""
-    cosines = score([(group.prompt, group.responses) for group in groups])
+def measure_relevance(
+    groups: Sequence[Group],
+    rewards: Sequence[ArrayLike],
+    stressed: Stress | None,
+    measure: MeasureCosines,
+    *,
+    gap: float | Literal["auto"],
+    max_touched: float,
+) -> Relevance | None:
+    """Measure the cosines of the groups and of the stress tests that a gate takes part in.
+
+    A gap of "auto" is settled as the step settles it over a corpus of these prompts and responses, each group by itself. None if
+    no group has two responses with reward and cosine, which it is settled on.
+    """
+    cosines, foreign = measure([(group.prompt, group.responses) for group in groups])
+    behind, foreign_behind = _distances(rewards, cosines, foreign)
+    settled = gap == "auto"
+    if gap == "auto":
+        if not len(behind):
+            return None
+        gap = settle_gap(Distances.of(behind, foreign_behind), max_touched).gap
     duels = [] if stressed is None else [(duel.prompt, [*duel.texts.values()]) for duel in stressed.duels]
-    return Relevance(cosines, gap, score(duels) if duels else ())
+    caught = float((foreign_behind > gap).mean()) if len(foreign_behind) else None
+    return Relevance(cosines, gap, measure(duels)[0] if duels else (), max_touched if settled else None, caught)
+
+
+def _distances(
+    rewards: Sequence[ArrayLike], cosines: Sequence[ArrayLike], foreign: Sequence[ArrayLike]
+) -> tuple[Floats, Floats]:
+    """The known distances behind others, of responses and of responses to other prompts, in groups with two known responses."""
+    distances: tuple[list[Floats], list[Floats]] = ([], [])
+    for reward, near, other in zip(rewards, cosines, foreign, strict=True):
+        table = np.array([near, other, reward], dtype=np.float64)
+        near, other = table[:2, np.isfinite(table[2])]  # a selection has scored responses only
+        known = near[np.isfinite(near)]
+        if len(known) > 1:
+            distances[0].append(distances_behind(known))
+            distances[1].append(reference_of(known) - other[np.isfinite(other)])
+    behind, foreign_behind = (np.concatenate([np.empty(0), *parts]) for parts in distances)
+    return behind, foreign_behind
 
 
 def behind_gate(
@@ -76,6 +135,8 @@ def behind_gate(
     best, best_over_model = _best_of_all(groups, rewards, relevance, bootstrap) or (None, None)
     return Gated(
         gap=relevance.gap,
+        max_touched=relevance.max_touched,
+        caught=relevance.caught,
         unknown=sum(int((~np.isfinite(np.asarray(one, dtype=np.float64))).sum()) for one in relevance.cosines),
         comparisons=len(used),
         decided=float(decided.mean()) if len(used) else math.nan,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rm.conversations import Conversation, UnusableError
-from rm.embedder import Embedder
+from rm.embedder import Embedder, cosines_of
 from rm.evaluate import (
+    UNSETTLED,
     Evaluation,
     Relevance,
     ScoreGroups,
@@ -26,6 +28,8 @@ from rm.preferences import Group, Rejections
 from rm.text.templates import Template
 from rm.train.data import EncodedGroup, encode_groups, spread_rewards
 from rm.train.settings import TrainSettings
+
+log = logging.getLogger(__name__)
 
 Predict = Callable[[Sequence[EncodedGroup]], list[np.ndarray]]
 """Groups → their rewards [K] by the current model; every rank computes a part of them."""
@@ -68,10 +72,10 @@ def describe_saved(
         store_centring(settings.output_path, settings.centring)
     if not heldout.groups:
         return None
-    relevance = None
+    relevance, spread = None, heldout.spread(rewards)
     if settings.relevance is not None:
-        relevance = _measure_relevance(heldout.groups, stressed, **settings.relevance)
-    evaluation = evaluate(heldout.groups, heldout.spread(rewards), stressed=stressed, relevance=relevance)
+        relevance = _measure_relevance(heldout.groups, spread, stressed, **settings.relevance)
+    evaluation = evaluate(heldout.groups, spread, stressed=stressed, relevance=relevance)
     if evaluation.calibration is not None:
         data = settings.heldout_path or settings.sources[0][0]
         store_temperature(
@@ -87,10 +91,22 @@ def describe_saved(
 
 
 def _measure_relevance(
-    groups: Sequence[Group], stressed: Stress | None, path: str, *, gap: float, **reading: Any
-) -> Relevance:
+    groups: Sequence[Group],
+    rewards: Sequence[np.ndarray],
+    stressed: Stress | None,
+    path: str,
+    *,
+    gap: float | Literal["auto"],
+    max_touched: float,
+    **reading: Any,
+) -> Relevance | None:
     embedder = Embedder.open(path, **reading)
-    return measure_relevance(groups, stressed, lambda asked: [one.rewards for one in embedder.score(asked)], gap=gap)
+    relevance = measure_relevance(
+        groups, rewards, stressed, lambda asked: cosines_of(embedder.score(asked)), gap=gap, max_touched=max_touched
+    )
+    if relevance is None:
+        log.warning(UNSETTLED)
+    return relevance
 
 
 def stress_heldout(

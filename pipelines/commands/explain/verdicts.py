@@ -18,7 +18,7 @@ from pipelines.select.corpus_standards import Standards, with_standards
 from pipelines.select.duplicates import Structured, kept_instead, rule_of, stays
 from pipelines.select.expressions import numbers_of
 from pipelines.select.length_correction import Curve
-from pipelines.select.on_topic import Settled, SettledGap, behind_others
+from pipelines.select.on_topic import Settled, behind_others
 from pipelines.select.preference_rows import RowPairs, judge
 from pipelines.select.prompt_limits import PromptValues, quantiles_of
 from pipelines.select.rules import (
@@ -33,6 +33,7 @@ from pipelines.select.rules import (
 )
 from pipelines.select.selection import Selection, apply_step, top_of
 from pipelines.select.top import CutEdge, CutEdges, Strata
+from rm.relevance_gap import SettledGap
 
 ResponsePlace = tuple[int, int, int, int]
 """File, unit, row, response."""

@@ -537,8 +537,41 @@ def test_the_verdict_is_against_length_behind_a_gate_where_that_is_the_strongest
     page = (tmp_path / "evaluation" / "evaluation.html").read_text()
     assert "behind the relevance gate (gap 0; it decides 100.0 % of comparisons)" in out
     assert "Behind the relevance gate (gap 0; it decides 100.0 % of comparisons)" in page
-    assert "gap 0; the embedding model reads only a part of" in out
+    assert "the embedding model reads only a part of" in out
     assert load_evaluation(model)["all"]["rule"] == "nearer or longer"
+
+
+def test_the_gap_of_the_gate_is_settled_on_the_evaluated_responses(bestkept, model, encoder, tmp_path):
+    rows = [
+        {"prompt": f"word {k}", "chosen": "word people " * (1 + k % 3), "rejected": f"time {k} day"} for k in range(60)
+    ]
+    write_jsonl(tmp_path / "many.jsonl", rows)
+    gate = f"relevance={{path: {encoder}, max_touched: 0.1}}"
+    code, out, err = bestkept("evaluate", model, "many.jsonl", "stress.prompts=0", gate)
+    assert code == 0, err
+    document = read(tmp_path)
+    gated = document["evaluation"]["gated"]
+    embedder = Embedder.load(encoder, read_embedding(encoder, None), device="cpu")
+    scores = embedder.score([((("user", row["prompt"]),), [row["chosen"], row["rejected"]]) for row in rows])
+    pairs = np.array([one.rewards for one in scores], dtype=np.float64)
+    behind = np.sort(pairs.max(axis=1) - pairs.min(axis=1))
+    least = behind[-13]  # 12 of 120 responses may lie further behind
+    assert gated["gap"] == pytest.approx(np.ceil(least * 1024) / 1024)
+    others = np.array([one.outputs["foreign"] for one in scores], dtype=np.float64)
+    assert gated["caught"] == pytest.approx((pairs.max(axis=1)[:, None] - others > gated["gap"]).mean())
+    assert (gated["max_touched"], gated["decided"]) == (0.1, pytest.approx((behind > gated["gap"]).mean()))
+    assert "settled on these data" in out
+    assert "settled on these data" in (tmp_path / "evaluation" / "evaluation.html").read_text()
+    assert document["relevance"]["gap"] == "auto"
+
+
+def test_without_two_responses_to_a_prompt_no_gap_is_settled(bestkept, model, encoder, tmp_path):
+    rows = [{"prompt": f"word {k}", "completion": "people", "label": k % 2 == 0} for k in range(20)]
+    write_jsonl(tmp_path / "labels.jsonl", rows)
+    code, _, err = bestkept("evaluate", model, "labels.jsonl", f"relevance={{path: {encoder}}}")
+    assert code == 0, err
+    assert "relevance.gap is auto, and no prompt has two responses with a reward and a cosine" in err
+    assert read(tmp_path)["evaluation"]["gated"] is None
 
 
 def test_stress_tests_are_repeated_behind_the_gate(bestkept, model, encoder, data, tmp_path):

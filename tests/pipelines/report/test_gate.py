@@ -56,7 +56,7 @@ def test_a_test_behind_the_gate_is_beside_that_of_the_model_alone():
     line = ("preferred to a response to a similar prompt, %", "60.0 [50.0, 70.0]", "99.0 [97.0, 100.0]", "")
     assert line in list(rows(evaluation))
     told = words(evaluation["gated"])
-    assert "points against the model alone; the gate decides 25.0 % of comparisons" in told
+    assert "points against the model alone; the gate, with a gap of 0.2, decides 25.0 % of comparisons" in told
     assert told.endswith(", and a response to a similar prompt loses in 99.0 [97.0, 100.0] %")
 
 
@@ -127,6 +127,19 @@ def test_the_gate_is_advised_by_what_is_shown(over_model, alone, gated, best, li
         evaluation["stress"] = {"tests": [{**test, "preferred": estimate(*alone)}]}
         evaluation["gated"]["similar_prompt"] = {**test, "preferred": {"low": gated[0], "high": gated[1]}}
     assert list(advice(evaluation)) == lines
+
+
+@pytest.mark.parametrize(("most", "setting"), [(0.01, ""), (0.05, ", max_touched: 0.05")])
+def test_a_settled_gap_is_told_and_the_step_settles_its_own(most, setting):
+    evaluation = evaluation_of(nearer_is_better=True).to_json()
+    assert not [row for row in rows(evaluation) if "beyond the gap" in row[0]], "no response to another prompt is known"
+    evaluation["gated"] |= {"gap": 421 / 1024, "max_touched": most, "caught": 0.875}
+    assert title(evaluation["gated"]).startswith(
+        "behind the relevance gate (gap 0.411, settled on these data; it decides"
+    )
+    assert ("responses to other prompts beyond the gap, %", "", "87.5", "") in list(rows(evaluation))
+    [line] = advice(evaluation)
+    assert line.endswith(f"select=[{{on_topic: {{signal: relevance{setting}}}}}, ...]")
 
 
 def test_the_gap_advised_is_not_rounded():

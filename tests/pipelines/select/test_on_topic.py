@@ -14,15 +14,9 @@ from support.selection_tables import candidates, chosen, prompt_groups, tables
 from pipelines.config import RunConfig
 from pipelines.config.prompt_rules import OnTopic
 from pipelines.errors import InputError
-from pipelines.select import on_topic as module
-from pipelines.select.on_topic import (
-    Distances,
-    behind_others,
-    foreign_column,
-    merge_distances,
-    on_topic,
-    settle_gap,
-)
+from pipelines.select.on_topic import behind_others, foreign_column, measure_distances, on_topic
+from rm import relevance_gap
+from rm.relevance_gap import Distances, merge_distances, settle_gap
 
 VALUES = (-0.25, 0.0, 0.3, 0.5, 0.50000006, 0.8, 1.0, math.nan)
 
@@ -130,8 +124,8 @@ def test_the_gap_that_a_corpus_settles(rows, most, parts, with_foreign):
 
     rule = OnTopic(signal="near", max_touched=most)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_FEWEST", 0)
-        gap = settle_gap(merge_distances([Distances.of(part(number), "near") for number in range(parts)]), rule)
+        patch.setattr(relevance_gap, "_FEWEST", 0)
+        gap = settle_gap(merge_distances([measure_distances(part(number), "near") for number in range(parts)]), most)
     distances, others = measured(rows, relevance, foreign)
     expected = settle_by_search(distances, others if with_foreign else [], most)
     assert (gap.gap, gap.measured) == (expected[0], len(distances))
@@ -151,7 +145,7 @@ def test_responses_to_other_prompts_in_the_corpus_do_not_widen_the_gap(planted):
     values = {"relevance": np.where(is_foreign, far, near), "foreign(relevance)": rng.normal(0.1, 0.1, len(rows))}
     table = candidates(rows).with_values({name: one.astype(np.float32) for name, one in values.items()})
     rule = OnTopic()
-    gap = settle_gap(Distances.of(table, "relevance"), rule)
+    gap = settle_gap(measure_distances(table, "relevance"), rule.max_touched)
     assert gap.off_topic == pytest.approx(planted, abs=0.0075)
     assert gap.caught > 0.95
     kept = on_topic(table, rule, gap)
@@ -168,9 +162,9 @@ def test_a_share_that_is_just_the_most_is_not_above_it():
     """Of 2,000 responses 350 are off topic, and 2 % of the others lie 0.29 behind: in floating point that is more than 2 %."""
     responses, foreign = np.zeros(2049, dtype=np.int64), np.zeros(2049, dtype=np.int64)
     responses[0], responses[300], responses[900], foreign[900] = 1617, 33, 350, 1000
-    assert settle_gap(Distances(responses, foreign), OnTopic(max_touched=0.02)).gap == 0
+    assert settle_gap(Distances(responses, foreign), 0.02).gap == 0
 
 
 def test_an_automatic_gap_is_for_cosines():
     with pytest.raises(InputError, match="apart for one prompt; set gap to a number"):
-        Distances.of(table([0, 50, 100]), "relevance")
+        measure_distances(table([0, 50, 100]), "relevance")

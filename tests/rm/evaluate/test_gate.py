@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from support.evaluation_groups import group
 from support.selection_tables import candidates
 
-from pipelines.select.on_topic import behind_others
+from pipelines.select.on_topic import behind_others, foreign_column, measure_distances
+from rm import relevance_gap
 from rm.conversations import response_hash
 from rm.evaluate import Bootstrap, Relevance, evaluate, measure_relevance, stress
 from rm.evaluate.comparisons import distances_behind
 from rm.evaluate.gate import on_topic
 from rm.preferences import Edge, Group
+from rm.relevance_gap import settle_gap
 
 FAST = Bootstrap(resamples=100)
 COSINES = st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nan])
@@ -211,7 +213,11 @@ def run(reward, near, *, gap):
     rewards = score([(group.prompt, group.responses) for group in data])
     stressed = stress(data, rewards, score, prompts=99, bootstrap=FAST)
     cosines, asked = of_texts(near)
-    relevance = measure_relevance(data, stressed, cosines, gap=gap)
+
+    def measure(groups):
+        return cosines(groups), [[math.nan] * len(texts) for _, texts in groups]
+
+    relevance = measure_relevance(data, rewards, stressed, measure, gap=gap, max_touched=0.01)
     return data, asked, evaluate(data, rewards, bootstrap=FAST, stressed=stressed, relevance=relevance)
 
 
@@ -255,6 +261,52 @@ def test_stress_tests_equal_a_plain_loop(gap):
         alone = evaluation.stress.test(name)
         assert (test.prompts, test.preferred.value) == (len(won), pytest.approx(np.mean(won)))
         assert test.prompts == alone.prompts
+
+
+@given(st.data())
+def test_the_gap_is_the_one_that_the_step_settles(data):
+    """On a corpus of the responses that have a reward."""
+    groups, rewards, cosines, foreign, rows, near, far = [], [], [], [], [], [], []
+    for number in range(data.draw(st.integers(1, 8))):
+        k = data.draw(st.integers(1, 5))
+        groups.append(group(number, responses=k))
+        rewards.append(data.draw(st.lists(st.sampled_from([0.0, math.nan]), min_size=k, max_size=k)))
+        cosines.append(data.draw(st.lists(COSINES, min_size=k, max_size=k)))
+        foreign.append(data.draw(st.lists(COSINES, min_size=k, max_size=k)))
+        for n in range(k):
+            if not math.isnan(rewards[-1][n]):
+                rows.append((number, 0, 0.0, n, 0, 0, number, n))
+                near.append(cosines[-1][n])
+                far.append(foreign[-1][n])
+    values = {"near": np.array(near, dtype=np.float32), foreign_column("near"): np.array(far, dtype=np.float32)}
+    most = data.draw(st.sampled_from([0.01, 0.2, 0.5]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relevance_gap, "_FEWEST", 1)
+        settled = settle_gap(measure_distances(candidates(rows).with_values(values), "near"), most)
+        relevance = measure_relevance(groups, rewards, None, lambda _: (cosines, foreign), gap="auto", max_touched=most)
+    if not settled.measured:
+        assert relevance is None
+    else:
+        assert (relevance.gap, relevance.caught, relevance.max_touched) == (settled.gap, settled.caught, most)
+
+
+def test_a_gap_by_hand():
+    """Of 100 responses one is 0.75 behind, and 49 are 0.25 behind; two of three responses to other prompts are 0.5 behind."""
+    groups, rewards = [group(k, [(0, 1)]) for k in range(50)], [[0.0, 1.0]] * 50
+    cosines = [[0.875, 0.125], *[[0.875, 0.625]] * 49]
+    foreign = [[0.375, 0.375], [0.75, math.nan], *[[math.nan] * 2] * 48]
+
+    def settle(gap, most):
+        return measure_relevance(groups, rewards, None, lambda _: (cosines, foreign), gap=gap, max_touched=most)
+
+    settled = settle("auto", 0.01)
+    assert (settled.gap, settled.max_touched, settled.caught) == (0.25, 0.01, 2 / 3)
+    gated = evaluate(groups, rewards, bootstrap=FAST, relevance=settled).gated
+    assert (gated.gap, gated.max_touched, gated.caught) == (0.25, 0.01, 2 / 3)
+    assert (gated.decided, gated.accuracy.value) == (1 / 50, 1 / 50), "only the first pair is decided, and rightly"
+    assert settle("auto", 0.005).gap == 0.75
+    given = settle(0.6, 0.01)
+    assert (given.gap, given.max_touched, given.caught) == (0.6, None, 0.0)
 
 
 def test_no_text_is_shown_or_stored():

@@ -131,7 +131,7 @@ def test_two_ranks_share_the_correlations_and_the_texts_of_a_step(tmp_path, mixe
     values = {"epochs": 2, "groups_per_batch": 3, "learning_rate": 1e-3, "tokens_per_batch": 60}
     values |= {"length_head": {"correlation": 1.0, "orthogonality": 1.0}, "language_loss": {"weight": 0.5}}
     reading = {"revision": None, "max_length": None, "device": "cpu", "tokens_per_batch": None}
-    values |= {"relevance": {"path": str(backbone), "gap": 0.01, **reading}, "stress_prompts": 4}
+    values |= {"relevance": {"path": str(backbone), "gap": 0.01, "max_touched": 0.01, **reading}, "stress_prompts": 4}
     alone = train(run_settings(mixed, backbone, tmp_path / "alone", **values))
     common = {"data": str(mixed), "model": str(backbone)}
     first, second = results_of(start_ranks(2, {**common, "output": str(tmp_path / "two"), **values}))

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines.config.train import TrainOptions
 from rm.calibration_record import has_anchor
-from rm.embedder import Embedder
+from rm.embedder import Embedder, cosines_of
 from rm.evaluate import evaluate, measure_relevance, stress
 from rm.identity import ModelError
 from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
@@ -469,7 +469,7 @@ def test_tokens_per_batch_changes_no_more_than_rounding(tmp_path, causal, ranked
 
 def test_training_tries_the_model_on_heldout_prompts(tmp_path, pairs, encoder):
     reading = {"revision": None, "max_length": None, "device": "cpu", "tokens_per_batch": None}
-    near = {"path": str(encoder), "gap": 0.0, **reading}
+    near = {"path": str(encoder), "gap": "auto", "max_touched": 0.01, **reading}
     result = train(run_settings(pairs, encoder, tmp_path / "out", epochs=0.2, stress_prompts=6, relevance=near))
     stored = json.loads((tmp_path / "out" / "calibration.json").read_text())["evaluation"]["stress"]
     assert stored == result.heldout.to_json()["stress"]
@@ -482,18 +482,27 @@ def test_training_tries_the_model_on_heldout_prompts(tmp_path, pairs, encoder):
     again = stress(groups, rewards, lambda asked: [scores.rewards for scores in scorer.score(asked)], prompts=6)
     assert again.to_json()["tests"] == stored["tests"], "the saved model gives what training measured"
     embedder = Embedder.open(str(encoder), **reading)
-    relevance = measure_relevance(groups, again, lambda asked: [one.rewards for one in embedder.score(asked)], gap=0.0)
+    relevance = measure_relevance(
+        groups, rewards, again, lambda asked: cosines_of(embedder.score(asked)), gap="auto", max_touched=0.01
+    )
     evaluated = evaluate(groups, rewards, stressed=again, relevance=relevance)
     row = evaluated.accuracy.overall
     assert (row.rule, row.length) == (result.heldout.accuracy.overall.rule, result.heldout.accuracy.overall.length)
     assert evaluated.gated.to_json() == result.heldout.gated.to_json()
     assert evaluated.gated.other_prompt.prompts == 6
+    assert evaluated.gated.max_touched == 0.01
 
 
 def test_an_embedding_model_that_cannot_be_read_is_refused_before_training(tmp_path, pairs, encoder):
-    relevance = {"path": str(tmp_path / "none"), "gap": 0.2, "revision": None, "max_length": None, "device": "cpu"}
+    relevance = {
+        "path": str(tmp_path / "none"),
+        "gap": "auto",
+        "max_touched": 0.01,
+        "revision": None,
+        "max_length": None,
+    }
     with pytest.raises(ModelError, match=r"relevance\.path"):
-        train(run_settings(pairs, encoder, tmp_path / "out", relevance={**relevance, "tokens_per_batch": None}))
+        train(run_settings(pairs, encoder, tmp_path / "out", relevance=relevance))
     assert not (tmp_path / "out").exists()
 
 
