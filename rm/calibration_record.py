@@ -13,6 +13,7 @@ from rm.identity import ModelError, read_json
 from rm.messages import load_json
 
 CALIBRATION_FILE = "calibration.json"
+_WITHOUT_EVALUATION = frozenset({"offset", "centring", "trained_on"})  # what training stores without held-out prompts
 _CALIBRATE = "run `bestkept evaluate` to write it again, or remove it"
 
 
@@ -24,6 +25,8 @@ def load_temperature(directory: Path | str) -> float | None:
     path = Path(directory) / CALIBRATION_FILE
     try:
         fields = load_json(path.read_text(encoding="utf-8"))
+        if not _WITHOUT_EVALUATION.isdisjoint(fields) and "temperature" not in fields:
+            return None  # trained without held-out prompts
         value = float(fields["temperature"])
     except FileNotFoundError:
         return None
@@ -66,6 +69,7 @@ def load_evaluation(directory: Path | str) -> dict[str, Any] | None:
         for test in evaluation.get("stress", {"tests": []})["tests"]:
             texts.append(test["name"])
             numbers += [test["prompts"], *(test["preferred"][end] for end in ("value", "low", "high"))]
+        numbers.append(evaluation.get("trained_on"))
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path} holds an evaluation without {error}; {_CALIBRATE}") from error
     if not all(isinstance(text, str) for text in texts) or not all(

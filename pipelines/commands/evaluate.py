@@ -23,6 +23,7 @@ from pipelines.corpus.preference_rows import preference_rows
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
 from pipelines.report import evaluation_tables, verdict
 from pipelines.report.pages import evaluation as page
+from pipelines.report.text import percent
 from pipelines.storage import files, publish
 from pipelines.storage.files import check_writable
 from pipelines.storage.models import whole_directory
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MOST_TRAINED_ON = 0.05  # share of the prompts with which a verdict still counts
 _GATE = {"gap", "max_touched"}  # the settings of a gate, not of its embedding model
 
 Showing = Callable[[int], AbstractContextManager[Callable[["Work"], None]]]
@@ -94,15 +96,16 @@ def evaluate_model(config: EvaluateConfig, showing: Showing, working: Working = 
     _refuse_own_output(config)
     if files.is_local(config.output.path):
         check_writable(config.output.path, named=config.output.path)
-    temperature_directory = _temperature_directory(config)
     with working("reading preferences"):
         from rm.embedder import refuse_relevance
-        from rm.evaluate import Bootstrap, evaluate
+        from rm.evaluate import Bootstrap, evaluate, share_trained_on
         from rm.identity import ModelError
 
         groups, rejected = _read(config)
         directory = whole_directory(config.model.path, config.model.revision)
     try:
+        trained_on = share_trained_on(directory, groups)
+        temperature_directory = _temperature_directory(config, trained_on)
         if config.relevance is not None:
             refuse_relevance(**config.relevance.model_dump(exclude=_GATE))
         with reporting_broken_devices():
@@ -119,12 +122,17 @@ def evaluate_model(config: EvaluateConfig, showing: Showing, working: Working = 
         )
     stored = None
     if temperature_directory is not None:
-        stored = _store(temperature_directory, evaluation, groups, config)
+        stored = _store(temperature_directory, evaluation, groups, config, trained_on)
     figures = evaluation.to_json()
     document: dict[str, Any] = {
-        "verdict": verdict.words_of({**figures["verdict"], "stress": figures["stress"]}),
+        "verdict": verdict.words_of({**figures["verdict"], "stress": figures["stress"], "trained_on": trained_on}),
         "model": {**config.model.model_dump(), "dtype": scored.dtype, "max_length": scored.max_length},
-        "data": {"path": config.data.path, "part": _part(config), "rejected": dict(sorted(rejected.items()))},
+        "data": {
+            "path": config.data.path,
+            "part": _part(config),
+            "rejected": dict(sorted(rejected.items())),
+            "trained_on": trained_on,
+        },
         "truncated": scored.truncated,
         "unscored": dict(sorted(scored.reasons.items())),
         "temperature_stored": stored,
@@ -267,10 +275,17 @@ def _measure_relevance(
     return relevance, cut[0]
 
 
-def _temperature_directory(config: EvaluateConfig) -> Path | None:
+def _temperature_directory(config: EvaluateConfig, trained_on: float | None) -> Path | None:
     """Return the directory for the temperature, or None if it is not stored; called before scoring."""
     directory = Path(config.model.path).expanduser()
     if config.store_temperature is False:
+        return None
+    if config.store_temperature is None and trained_on is not None and trained_on > _MOST_TRAINED_ON:
+        log.warning(
+            "the model was trained on %s %% of these prompts; temperature and verdict are not stored; evaluate it on others, "
+            "such as those that data.heldout_fraction keeps out of training, or set store_temperature=true",
+            percent(trained_on),
+        )
         return None
     if not directory.is_dir():
         if config.store_temperature:
@@ -288,7 +303,9 @@ def _temperature_directory(config: EvaluateConfig) -> Path | None:
     return None
 
 
-def _store(directory: Path, evaluation: Evaluation, groups: Sequence[Group], config: EvaluateConfig) -> str | None:
+def _store(
+    directory: Path, evaluation: Evaluation, groups: Sequence[Group], config: EvaluateConfig, trained_on: float | None
+) -> str | None:
     from rm.evaluate import store_temperature
 
     if evaluation.calibration is None:
@@ -302,6 +319,7 @@ def _store(directory: Path, evaluation: Evaluation, groups: Sequence[Group], con
             groups=groups,
             stressed=evaluation.stress,
             output=config.model.reward_of,
+            trained_on=trained_on,
             **known_by,
         )
         return str(path)

@@ -65,4 +65,4 @@ class EvaluateConfig(Strict):
     """The size above which rows are not read."""
     store_temperature: bool | None = None
     """Whether temperature and verdict are stored in the model's directory, as calibration.json, for runs to use and report.
-    Default: yes, if it is a writable local directory."""
+    Default: yes, if it is a writable local directory, and training is not known to have used more than 5 % of the prompts."""

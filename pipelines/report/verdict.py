@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipelines.report import stress
-from pipelines.report.text import crop, percent_interval
+from pipelines.report.text import crop, percent, percent_interval
 from pipelines.storage.canonical_json import Json
 
 BETTER, UNKNOWN = "better_than_length", "unknown"
@@ -106,6 +106,11 @@ def _figures(part: Json, what: str) -> str:
 def warnings(evaluation: Json) -> Iterator[str]:
     """Yield sentences on the limits of the verdict."""
     accuracy = evaluation["length_matched"]["accuracy"]
+    if trained_on := evaluation.get("trained_on"):
+        yield (
+            f"The model was trained on {percent(trained_on)} % of these prompts, so the figures show in part what it remembers: "
+            "evaluate it on others, such as those that data.heldout_fraction keeps out of training."
+        )
     yield from stress.warnings(evaluation.get("stress"))
     if evaluation["verdict"] == UNKNOWN:
         return

@@ -25,6 +25,7 @@ from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correla
 from rm.evaluate.gate import UNSETTLED, Gated, behind_gate, measure_relevance
 from rm.evaluate.reward_bench import RewardBench2, reward_bench_2
 from rm.evaluate.stress import ScoreGroups, Stress, StressTest, stress
+from rm.evaluate.trained_prompts import share_trained_on, store_trained_prompts
 from rm.evaluate.verdict import Verdict
 from rm.preferences import Group
 
@@ -141,9 +142,11 @@ __all__ = [
     "load_temperature",
     "measure_relevance",
     "paired_difference",
+    "share_trained_on",
     "store_centring",
     "store_offset",
     "store_temperature",
+    "store_trained_prompts",
     "stress",
     "tabulate",
 ]

@@ -20,7 +20,7 @@ from rm.messages import load_json
 from rm.preferences import Group
 
 FILE_NAME = CALIBRATION_FILE
-__all__ = ["FILE_NAME", "load_temperature", "store_centring", "store_offset", "store_temperature"]
+__all__ = ["FILE_NAME", "load_temperature", "store_centring", "store_offset", "store_temperature", "update_calibration"]
 
 
 def store_temperature(
@@ -33,12 +33,14 @@ def store_temperature(
     verdict: Verdict | None = None,
     groups: Sequence[Group] = (),
     stressed: Stress | None = None,
+    trained_on: float | None = None,
 ) -> Path:
     """Write the fitted temperature, the verdict and the stress tests beside the weights, atomically.
 
     Older values are replaced. `data` is the path of the preferences, of which only the file name is stored; `fitted_on`
     describes the part used, and `groups` are its groups, of which a hash is stored. `output` is the name and number of the
-    measured output of a model with several. Raises `OSError` if the directory cannot be written.
+    measured output of a model with several. `trained_on` is the share of the prompts that the model was trained on, if known.
+    Raises `OSError` if the directory cannot be written.
     """
     fields: dict[str, object] = {
         "temperature": calibration.temperature.value,
@@ -53,22 +55,24 @@ def store_temperature(
     if verdict is not None:
         known_by = {"data": fields["data"], "part": fitted_on, "data_hash": hash_preferences(groups)}
         tested = {} if stressed is None else {"stress": stressed.to_json()}
-        fields["evaluation"] = {**verdict.to_json(), **known_by, **tested}
-    return _update(Path(directory) / FILE_NAME, fields)
+        trained = {"trained_on": trained_on} if trained_on else {}
+        fields["evaluation"] = {**verdict.to_json(), **known_by, **tested, **trained}
+    return update_calibration(directory, fields)
 
 
 def store_offset(directory: Path | str, offset: float) -> Path:
     """Write b of P(accepted) = sigmoid(r + b), learnt from accept/reject labels, beside the temperature."""
-    return _update(Path(directory) / FILE_NAME, {"offset": offset})
+    return update_calibration(directory, {"offset": offset})
 
 
 def store_centring(directory: Path | str, weight: float) -> Path:
     """Record that training pulled the rewards of every prompt towards zero, so that they are comparable across prompts."""
-    return _update(Path(directory) / FILE_NAME, {"centring": weight})
+    return update_calibration(directory, {"centring": weight})
 
 
-def _update(path: Path, fields: dict[str, object]) -> Path:
+def update_calibration(directory: Path | str, fields: dict[str, object]) -> Path:
     """Write the file with these fields and its other fields, atomically."""
+    path = Path(directory) / FILE_NAME
     try:
         others = load_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

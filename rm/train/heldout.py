@@ -22,6 +22,7 @@ from rm.evaluate import (
     store_centring,
     store_offset,
     store_temperature,
+    store_trained_prompts,
     stress,
 )
 from rm.preferences import Group, Rejections
@@ -59,13 +60,16 @@ class EncodedData:
 
 def describe_saved(
     settings: TrainSettings,
+    fit: Sequence[Group],
     offset: float | None,
     heldout: EncodedData,
     rewards: Sequence[np.ndarray],
     *,
     stressed: Stress | None,
 ) -> Evaluation | None:
-    """Store temperature, verdict and offset beside the model's weights; return the evaluation of its held-out rewards."""
+    """Store temperature, verdict, offset and a sample of the prompts `fit` beside the model's weights; return the evaluation of
+    its held-out rewards."""
+    store_trained_prompts(settings.output_path, fit)
     if offset is not None:
         store_offset(settings.output_path, offset)
     if settings.centring:

@@ -95,7 +95,7 @@ def _train(settings: TrainSettings, ranks: Ranks, watch: Watch) -> TrainResult:
     offset = network.offset.item() if network.offset.requires_grad else None
     rewards = trainer.heldout_rewards() if heldout.groups else []
     stressed = stress_heldout(settings, heldout, rewards, template=model.template, predict=trainer.predict_rewards)
-    measured = ranks.first(lambda: describe_saved(settings, offset, heldout, rewards, stressed=stressed))
+    measured = ranks.first(lambda: describe_saved(settings, fit.groups, offset, heldout, rewards, stressed=stressed))
     training_secs = max(1e-9, outcome.metrics["train_runtime"] - trainer.evaluation_secs)
     judgements, tokens = ranks.add_up(torch.tensor([trainer.judgements, trainer.tokens], device=trainer.args.device))
     return TrainResult(

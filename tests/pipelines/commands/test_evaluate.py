@@ -21,11 +21,12 @@ from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.pages.evaluation import render
 from pipelines.report.text import percent_interval
-from pipelines.report.verdict import words_of
+from pipelines.report.verdict import told, words_of
 from rm.calibration_record import load_evaluation
 from rm.checkpoint.embedding_config import read_embedding
 from rm.embedder import Embedder
-from rm.evaluate import load_temperature
+from rm.evaluate import load_temperature, store_trained_prompts
+from rm.preferences import Group
 from rm.scores import GroupScores
 from rm.text.windows import split_into_windows
 
@@ -463,6 +464,31 @@ def test_stress_tests_are_in_the_table_the_page_and_beside_the_weights(bestkept,
     assert stored["stress"] == document["evaluation"]["stress"]
     assert bestkept("evaluate", model, data, "stress.prompts=0")[0] == 0
     assert read(tmp_path)["evaluation"]["stress"] is None
+
+
+@pytest.mark.parametrize(("trained", "stores"), [(1, True), (2, False), (30, False)])
+def test_an_evaluation_on_prompts_of_the_training_is_noticed(bestkept, model, data, tmp_path, trained, stores):
+    """Of 30 prompts; at most one in twenty may be known, by chance or because a prompt is common."""
+    store_trained_prompts(model, [Group((("user", row["prompt"]),), ("a", "b")) for row in pairs()[:trained]])
+    code, out, err = bestkept("evaluate", model, data, "stress.prompts=0")
+    assert code == 0, err
+    document = read(tmp_path)
+    assert document["data"]["trained_on"] == pytest.approx(trained / 30)
+    warning = f"The model was trained on {100 * trained / 30:.1f} % of these prompts"
+    assert warning in document["verdict"]["warnings"][0]
+    assert warning in out
+    assert (document["temperature_stored"] is not None) == stores == (load_evaluation(model) is not None)
+    assert ("temperature and verdict are not stored; evaluate it on others" in err) != stores
+    assert bestkept("evaluate", model, data, "stress.prompts=0", "store_temperature=true")[0] == 0
+    assert warning in told(load_evaluation(model)), "runs repeat it"
+
+
+def test_an_evaluation_on_other_prompts_has_no_such_warning(bestkept, model, data, tmp_path):
+    store_trained_prompts(model, [Group((("user", "another one"),), ("a", "b"))])
+    assert bestkept("evaluate", model, data, "stress.prompts=0")[0] == 0
+    assert read(tmp_path)["data"]["trained_on"] == 0.0
+    assert "trained on" not in read(tmp_path)["verdict"]["warnings"][0]
+    assert "trained_on" not in load_evaluation(model)
 
 
 def failing(name, low, high):

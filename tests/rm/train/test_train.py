@@ -14,9 +14,9 @@ from support.training_groups import READING, run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines.config.train import TrainOptions
-from rm.calibration_record import has_anchor
+from rm.calibration_record import has_anchor, load_temperature
 from rm.embedder import Embedder, cosines_of
-from rm.evaluate import evaluate, measure_relevance, stress
+from rm.evaluate import evaluate, measure_relevance, share_trained_on, stress
 from rm.identity import ModelError
 from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
 from rm.scorer import Scorer
@@ -152,6 +152,23 @@ def test_what_makes_rewards_comparable_is_noted_beside_the_weights(tmp_path, enc
         stored = json.loads((tmp_path / name / "calibration.json").read_text()) if noted else {}
         assert stored.keys() & {"centring", "offset"} == noted
         assert has_anchor(tmp_path / name) == bool(noted)
+
+
+def test_the_prompts_of_the_training_are_known_afterwards_and_held_out_ones_are_not(tmp_path, encoder):
+    data = write_jsonl(tmp_path / "pairs.jsonl", list(pair_rows()))
+    train(run_settings(data, encoder, tmp_path / "out"))
+    groups = read_preferences(str(data), ReadSettings(**READING), read_rows=READ_ROWS)[0]
+    fit, heldout = heldout_split(groups, 0.25)
+    assert len(fit) * len(heldout) > 0
+    assert share_trained_on(tmp_path / "out", fit) == 1.0
+    assert share_trained_on(tmp_path / "out", heldout) == 0.0
+
+
+def test_a_model_trained_without_held_out_prompts_can_be_used(tmp_path, encoder):
+    data = write_jsonl(tmp_path / "pairs.jsonl", list(pair_rows()))
+    train(run_settings(data, encoder, tmp_path / "out", centring=0.01, heldout_fraction=0.0))
+    assert load_temperature(tmp_path / "out") is None
+    assert has_anchor(tmp_path / "out")
 
 
 def test_the_offset_starts_at_the_share_of_accepted_labels():
