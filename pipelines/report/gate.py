@@ -46,10 +46,8 @@ def words(gated: Json) -> str:
     line = "no comparison could be scored"
     if gated["comparisons"]:
         difference = percent_interval(gated["over_model"], sign=True)
-        line = (
-            f"{percent_interval(gated['accuracy'])}, {difference} points against the model alone; the gate, with a gap "
-        )
-        line += f"of {gated['gap']:.3g}, decides {percent(gated['decided'])} % of comparisons"
+        line = f"{percent_interval(gated['accuracy'])}, {difference} points against the model alone; "
+        line += f"the gate, with a gap of {gated['gap']:.3g}, decides {percent(gated['decided'])} % of comparisons"
     if test := gated["similar_prompt"]:
         line += f", and {AGAINST['similar_prompt']} loses in {percent_interval(test['preferred'])} %"
     return line + _unknown(gated)
