@@ -110,6 +110,15 @@ def test_a_single_value_for_all_rows_of_all_parts_takes_no_memory_after_concaten
     assert len(concatenate([empty, empty], needs)) == 0
 
 
+def test_a_single_value_for_all_rows_is_one_of_each_row_under_a_mask():
+    rows = replace(table(), unit=np.broadcast_to(np.int32(3), (len(table()),)))
+    mask = np.arange(len(rows)) % 2 == 0
+    for chosen in (mask, np.flatnonzero(mask)):
+        taken = rows.take(chosen)
+        assert taken.unit.tolist() == [3] * int(mask.sum())
+        assert taken.row.tolist() == rows.row[mask].tolist()
+
+
 def test_what_only_early_steps_read_is_not_kept():
     labels = {name: Labels(np.zeros(len(table()), dtype=np.int32), ("a",)) for name in ("source", "topic")}
     values = {name: np.full(len(table()), at, dtype=np.float32) for at, name in enumerate(("x", "y", "done", "sum"))}
