@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MOST_TRAINED_ON = 0.05  # share of the prompts with which a verdict still counts
+_TRAINED_ON = (
+    "the model was trained on %s %% of these prompts; temperature and verdict are not stored; evaluate it on others, such as "
+    "those that data.heldout_fraction keeps out of training, or set store_temperature=true"
+)
 _GATE = {"gap", "max_touched"}  # the settings of a gate, not of its embedding model
 
 Showing = Callable[[int], AbstractContextManager[Callable[["Work"], None]]]
@@ -96,6 +100,7 @@ def evaluate_model(config: EvaluateConfig, showing: Showing, working: Working = 
     _refuse_own_output(config)
     if files.is_local(config.output.path):
         check_writable(config.output.path, named=config.output.path)
+    temperature_directory = _temperature_directory(config)
     with working("reading preferences"):
         from rm.embedder import refuse_relevance
         from rm.evaluate import Bootstrap, evaluate, share_trained_on
@@ -105,7 +110,9 @@ def evaluate_model(config: EvaluateConfig, showing: Showing, working: Working = 
         directory = whole_directory(config.model.path, config.model.revision)
     try:
         trained_on = share_trained_on(directory, groups)
-        temperature_directory = _temperature_directory(config, trained_on)
+        if config.store_temperature is None and trained_on is not None and trained_on > _MOST_TRAINED_ON:
+            temperature_directory = None
+            log.warning(_TRAINED_ON, percent(trained_on))
         if config.relevance is not None:
             refuse_relevance(**config.relevance.model_dump(exclude=_GATE))
         with reporting_broken_devices():
@@ -275,17 +282,10 @@ def _measure_relevance(
     return relevance, cut[0]
 
 
-def _temperature_directory(config: EvaluateConfig, trained_on: float | None) -> Path | None:
+def _temperature_directory(config: EvaluateConfig) -> Path | None:
     """Return the directory for the temperature, or None if it is not stored; called before scoring."""
     directory = Path(config.model.path).expanduser()
     if config.store_temperature is False:
-        return None
-    if config.store_temperature is None and trained_on is not None and trained_on > _MOST_TRAINED_ON:
-        log.warning(
-            "the model was trained on %s %% of these prompts; temperature and verdict are not stored; evaluate it on others, "
-            "such as those that data.heldout_fraction keeps out of training, or set store_temperature=true",
-            percent(trained_on),
-        )
         return None
     if not directory.is_dir():
         if config.store_temperature:

@@ -326,7 +326,7 @@ def test_reasoning_is_read_and_kept_or_told_to_be_left_out(tmp_path, chat, caplo
     """The case of a reasoning field: the reward is that of the whole messages, and the output holds them."""
     from rm.scorer import Scorer
 
-    answers = [("the sea", "think of water"), ("the sea", "think of land"), ("a hot day", None)]
+    answers = [("the sea", "think of time"), ("the sea", "think of number two"), ("a hot day", None)]  # known words
     messages = [
         [
             {"role": "user", "content": "what is good"},

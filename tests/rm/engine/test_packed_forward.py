@@ -69,7 +69,7 @@ def assert_equal_gradients(got, expected):
     assert got.keys() == expected.keys()
     scale = max(float(value.abs().max()) for value in expected.values())
     for name, value in expected.items():
-        limit = 1e-4 * max(float(value.abs().max()), 1e-3 * scale)
+        limit = 1e-4 * max(float(value.abs().max()), 1e-2 * scale)  # a gradient of zero is a sum that cancels out
         assert float((got[name] - value).abs().max()) <= limit, name
 
 
