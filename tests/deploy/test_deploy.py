@@ -128,7 +128,10 @@ def test_the_steps_of_the_image_give_a_worker_that_has_all_it_needs(tmp_path):
             assert text.startswith("pip install ")
             asked = nowhere_else if "--index-url" in text else environment
             subprocess.run(
-                ["bash", "-c", text.replace("install", "install --quiet", 1)], cwd=work, check=True, env=asked
+                ["bash", "-c", text.replace("install", "install --quiet --no-compile", 1)],
+                cwd=work,
+                check=True,
+                env=asked,
             )
     program = (
         "import importlib.util as found, pipelines.cli, pipelines.curate, pipelines.score.workers.worker, rm.scorer\n"
