@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, WrapValidator, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, WrapValidator, field_validator, model_validator
 
 from pipelines.config.base import Strict, refuse_unused
 from pipelines.config.expression import parse
@@ -133,6 +133,13 @@ class RelevanceGate(Strict):
     model provides."""
     max_touched: float = Field(default=0.01, gt=0.0, lt=1.0)
     """With `gap: auto`: maximum share of the responses that answer their prompts and are nevertheless dropped."""
+
+    @field_validator("gap", mode="before")
+    @classmethod
+    def _is_number_or_auto(cls, gap: Any) -> Any:
+        if isinstance(gap, str) and gap != "auto":
+            raise ValueError("expected a number of at least 0, or auto")
+        return gap
 
     @model_validator(mode="after")
     def _touches_by_itself(self) -> RelevanceGate:

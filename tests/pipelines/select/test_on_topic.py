@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from support.selection_tables import candidates, chosen, prompt_groups, tables
 
 from pipelines.config import RunConfig
@@ -151,6 +152,12 @@ def test_responses_to_other_prompts_in_the_corpus_do_not_widen_the_gap(planted):
     kept = on_topic(table, rule, gap)
     assert (~kept[~is_foreign]).mean() < 0.0125
     assert not planted or (~kept[is_foreign]).mean() > 0.95
+
+
+def test_a_word_for_a_gap_is_refused_in_one_sentence():
+    with pytest.raises(ValidationError, match="expected a number of at least 0, or auto") as caught:
+        OnTopic(gap="wide")
+    assert caught.value.error_count() == 1
 
 
 def test_a_share_without_auto_is_refused():
