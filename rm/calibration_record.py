@@ -13,7 +13,9 @@ from rm.identity import ModelError, read_json
 from rm.messages import load_json
 
 CALIBRATION_FILE = "calibration.json"
-_WITHOUT_EVALUATION = frozenset({"offset", "centring", "trained_on"})  # what training stores without held-out prompts
+_WITHOUT_EVALUATION = frozenset(
+    {"offset", "centring", "training_prompts"}
+)  # what training stores without held-out prompts
 _CALIBRATE = "run `bestkept evaluate` to write it again, or remove it"
 
 

@@ -31,9 +31,7 @@ class SettledGap(NamedTuple):
     gap: float
     measured: int  # responses that are compared with others
     caught: float | None  # share of responses to other prompts beyond it; None if none are known
-    off_topic: (
-        float | None
-    )  # estimated share of the measured responses that answer another prompt; None with too few to tell
+    off_topic: float | None  # estimated share of these that answer another prompt; None with too few to tell
 
 
 @dataclass(frozen=True)

@@ -85,14 +85,14 @@ def measure_relevance(
     """
     cosines, foreign = measure([(group.prompt, group.responses) for group in groups])
     behind, foreign_behind = _distances(rewards, cosines, foreign)
-    settled = gap == "auto"
+    settled_by = None
     if gap == "auto":
         if not len(behind):
             return None
-        gap = settle_gap(Distances.of(behind, foreign_behind), max_touched).gap
+        gap, settled_by = settle_gap(Distances.of(behind, foreign_behind), max_touched).gap, max_touched
     duels = [] if stressed is None else [(duel.prompt, [*duel.texts.values()]) for duel in stressed.duels]
     caught = float((foreign_behind > gap).mean()) if len(foreign_behind) else None
-    return Relevance(cosines, gap, measure(duels)[0] if duels else (), max_touched if settled else None, caught)
+    return Relevance(cosines, gap, measure(duels)[0] if duels else (), settled_by, caught)
 
 
 def _distances(

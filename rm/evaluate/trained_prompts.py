@@ -18,7 +18,7 @@ from rm.evaluate.calibration_file import update_calibration
 from rm.identity import ModelError, read_json
 from rm.preferences import Group
 
-_FIELD = "trained_on"
+_FIELD = "training_prompts"
 _SAMPLE = 1024
 _BYTES = slice(8, 14)  # of a key
 

@@ -23,7 +23,7 @@ def groups_of(numbers):
 def test_of_few_prompts_the_share_is_exact(tmp_path, evaluated, share):
     store_trained_prompts(tmp_path, groups_of([*range(40), 0, 1]))
     assert share_trained_on(tmp_path, groups_of(evaluated)) == share
-    assert json.loads((tmp_path / "calibration.json").read_text())["trained_on"]["prompts"] == 40
+    assert json.loads((tmp_path / "calibration.json").read_text())["training_prompts"]["prompts"] == 40
 
 
 @given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)), st.integers(1, 8))
@@ -54,8 +54,8 @@ def test_a_model_without_a_sample_is_unknown(tmp_path):
 
 @pytest.mark.parametrize("stored", [1, {"prompts": 1}, {"prompts": "x", "sample": ""}, {"prompts": 1, "sample": "?"}])
 def test_a_damaged_sample_is_an_error(tmp_path, stored):
-    (tmp_path / "calibration.json").write_text(json.dumps({"trained_on": stored}))
-    with pytest.raises(ModelError, match=r"calibration\.json holds no sample .* remove trained_on"):
+    (tmp_path / "calibration.json").write_text(json.dumps({"training_prompts": stored}))
+    with pytest.raises(ModelError, match=r"calibration\.json holds no sample .* remove training_prompts"):
         share_trained_on(tmp_path, groups_of(range(3)))
 
 

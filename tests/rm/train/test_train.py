@@ -282,7 +282,7 @@ def test_a_stale_calibration_is_removed(tmp_path, pairs, encoder):
     (tmp_path / "out" / "calibration.json").write_text('{"temperature": 3.0, "offset": 1.0}')
     result = train(run_settings(pairs, encoder, tmp_path / "out", epochs=0.2, heldout_fraction=0.0))
     assert result.heldout is None
-    assert json.loads((tmp_path / "out" / "calibration.json").read_text()).keys() == {"trained_on"}
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text()).keys() == {"training_prompts"}
 
 
 def fitted_prompts(monkeypatch):
