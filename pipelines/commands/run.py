@@ -29,7 +29,7 @@ from pipelines.score.totals import Totals, check_limits, check_shard, read_total
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories, scores_path
 from pipelines.score.work import CorpusShard
-from pipelines.score.workers import Job, run_workers
+from pipelines.score.workers.launcher import Job, run_workers
 from pipelines.select.selection import OFFSET_WARNING, Selection, offset_warning, owner_of
 from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.storage.owner import Owner

@@ -1,5 +1,4 @@
-"""Worker processes of this machine, each with its own model: `runner.workers`."""
+"""Worker processes of this machine, each with its own model: `runner.workers`.
 
-from pipelines.score.workers.launcher import Job, run_workers
-
-__all__ = ["Job", "run_workers"]
+It imports nothing: a worker gives signs of life before it imports Beam.
+"""

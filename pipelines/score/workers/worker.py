@@ -67,13 +67,17 @@ def main() -> None:
         with suppress(OSError):
             os.sched_setaffinity(0, cores)
     # before the imports, which take seconds
-    threading.Thread(target=_send_signs_of_life, args=(launcher,), daemon=True).start()
+    imported = threading.Event()
+    threading.Thread(target=_send_signs_of_life, args=(launcher, imported), daemon=True).start()
     from pipelines.errors import BrokenDeviceError, error_to_report
     from pipelines.runtime.logs import discard, keep, set_up
 
     set_up(_LauncherHandler(launcher))
     try:
         job: Job = launcher.receive()
+        from pipelines.runtime import counters, progress  # noqa: F401
+
+        imported.set()
         _score(job, launcher)
     except BrokenDeviceError as error:
         launcher.send("broken", error.cause)
@@ -117,10 +121,11 @@ def _score(job: Job, launcher: LauncherConnection) -> None:
                 launcher.send("lives", *_report())  # if this worker dies, the launcher knows what it has published
 
 
-def _send_signs_of_life(launcher: LauncherConnection) -> None:
+def _send_signs_of_life(launcher: LauncherConnection, imported: threading.Event) -> None:
     stop = threading.Event()
     while True:
-        launcher.send("lives", *(_report() if "pipelines.runtime.counters" in sys.modules else (None, {})))
+        # a report before that would wait for the imports, which can take longer than a worker may be silent
+        launcher.send("lives", *(_report() if imported.is_set() else (None, {})))
         stop.wait(SIGN_OF_LIFE_SECS)
 
 

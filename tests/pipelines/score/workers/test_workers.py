@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from support.stubs import StubFactory, scored_rows
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.runtime import machine, progress
+from pipelines.runtime import counters, machine, progress
 from pipelines.runtime.progress import Progress
 from pipelines.score.work import CorpusShard
 from pipelines.score.workers import launcher
@@ -140,7 +141,7 @@ def test_one_large_unit_is_shared_by_its_fragments(tmp_path, make_config):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_stalls_is_replaced(tmp_path, make, monkeypatch, caplog, number):
-    monkeypatch.setattr(launcher, "SILENT_SECS", 4.0)
+    monkeypatch.setattr(launcher, "SILENT_SECS", 10.0)
     run_curation(make("here"), scorer=StubFactory())
     progress.reset()
     log, once = tmp_path / "log", tmp_path / "once"
@@ -150,10 +151,43 @@ def test_a_worker_that_dies_or_stalls_is_replaced(tmp_path, make, monkeypatch, c
     assert str(os.getpid()) not in os.listdir(tmp_path / "pids"), "workers have done what the dead one held, too"
     assert once.exists(), "one has died"
     assert "another takes its place" in caplog.text
-    assert ("was killed by SIGKILL" if number == signal.SIGKILL else "no sign of life for 4 s") in caplog.text
+    assert ("was killed by SIGKILL" if number == signal.SIGKILL else "no sign of life for 10 s") in caplog.text
     assert scored_rows(log) == len(ROWS), "it died before it scored, and what it had published was found"
     assert progress.current().published == len(ROWS)
     same(tmp_path, "here", "there")
+
+
+def test_a_worker_gives_signs_of_life_while_it_imports(tmp_path):
+    imported = tmp_path / "imported"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pathlib, sys, time\n"
+        "class Slow:\n"
+        "    def find_spec(name, path, target=None):\n"
+        "        while name == 'apache_beam' and not pathlib.Path("
+        f"{str(imported)!r}).exists():\n"
+        "            time.sleep(0.05)\n"
+        "sys.meta_path.insert(0, Slow)\n"
+    )
+    connection, worker_end = Pipe()
+    command = [sys.executable, "-P", "-m", "pipelines.score.workers.worker", str(worker_end.fileno())]
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": paths}, pass_fds=[worker_end.fileno()], stdin=subprocess.DEVNULL
+    )
+    try:
+        connection.send(
+            counters.local_counters
+        )  # in place of a job; it imports Beam, and the worker's counters before that
+        for _ in range(4):
+            assert connection.poll(60), "it waits for its imports"
+            assert connection.recv()[0] == "lives"
+        imported.touch()
+        while (kind := connection.recv()[0]) == "lives":
+            assert connection.poll(60)
+        assert kind == "failed", "after the imports, it looked at the job"
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow
